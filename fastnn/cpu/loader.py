@@ -1,0 +1,178 @@
+"""From a kernel's name to its address: compile once, keep the machine code in the user's cache, link it on demand.
+
+Numba's own cache cannot be used for three reasons: it does not notice an edited callee, two processes that fill it at
+once can mix up the files of two signatures, and reading it needs all of Numba (0.3 s).  Here a cached kernel is one
+object file whose folder is named by a hash of everything that shaped it, written by an atomic rename, and linked without
+importing Numba at all: a process that finds its kernels in the cache starts training a few milliseconds after import.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import platformdirs
+
+from fastnn.cpu import target
+
+_lock = threading.RLock()
+_addresses: dict[tuple[str, str], int] = {}
+_keep: list = []  # linked code lives as long as the process
+
+
+def address(name: str, dtype: str) -> int:
+    """The address of the kernel `name` ("module.function" below ``fastnn.cpu``) for elements of `dtype`."""
+    key = (name, dtype)
+    found = _addresses.get(key)
+    if found is None:
+        with _lock:
+            if key not in _addresses:
+                _addresses[key] = _link(f"{name}-{dtype}", _object(name, dtype))
+            found = _addresses[key]
+    return found
+
+
+def _object(name: str, dtype: str) -> bytes:
+    folder = cache_folder()
+    path = folder / f"{name}-{dtype}.o" if folder else None
+    if path is not None:
+        code = _read(path)
+        if code is not None:
+            return code
+    code = compile_object(name, dtype)
+    if path is not None:
+        _write(path, code)
+    return code
+
+
+def compile_object(name: str, dtype: str) -> bytes:
+    """Machine code of one kernel, freshly compiled (no cache)."""
+    from fastnn.cpu import jit
+
+    module, function = name.split(".")
+    kernel = getattr(importlib.import_module(f"fastnn.cpu.{module}"), function)
+    return emit(*jit.to_llvm(kernel, dtype), symbol=f"{name}-{dtype}")
+
+
+def emit(ir: str, function: str, arguments: list[str], *, symbol: str, cpu: target.Target | None = None) -> bytes:
+    """Compile Numba's IR to an object file that exports one C function, `symbol`, and needs nothing of Python."""
+    machine = target_machine(cpu or target.host())
+    return machine.emit_object(_lower(ir, function, arguments, symbol, machine))
+
+
+def assembly(ir: str, function: str, arguments: list[str], *, symbol: str, cpu: target.Target | None = None) -> str:
+    """As `emit`, but readable."""
+    machine = target_machine(cpu or target.host())
+    return machine.emit_assembly(_lower(ir, function, arguments, symbol, machine))
+
+
+def _lower(ir, function, arguments, symbol, machine):
+    # Numba's functions take a place for the result and one for an exception, neither of which a kernel uses.
+    names = [f"{ty} %a{i}" for i, ty in enumerate(arguments)]
+    inner = ", ".join(["ptr %result", "ptr %error", *names])
+    wrapper = f"""
+        declare i32 @"{function}"(ptr, ptr, {", ".join(arguments)})
+        define void @"{symbol}"({", ".join(names)}) {{
+            %result = alloca ptr
+            %error = alloca ptr
+            %status = call i32 @"{function}"({inner})
+            ret void
+        }}"""
+    module = llvm.parse_assembly(ir)
+    module.triple = machine.triple
+    module.data_layout = str(machine.target_data)
+    module.link_in(llvm.parse_assembly(wrapper))
+    for value in (*module.functions, *module.global_variables):
+        if not value.is_declaration and value.name != symbol:
+            value.linkage = "internal"
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_ipsccp_pass()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
+    return module
+
+
+def target_machine(cpu: target.Target) -> llvm.TargetMachine:
+    """LLVM's code generator for `cpu`."""
+    return llvm.Target.from_triple(cpu.triple).create_target_machine(
+        cpu=cpu.cpu, features=cpu.features, opt=3, reloc="default", codemodel="jitdefault", jit=True
+    )
+
+
+@functools.cache
+def _jit() -> llvm.LLJIT:
+    return llvm.create_lljit_compiler(target_machine(target.host()), suppress_errors=True)
+
+
+def _link(symbol: str, code: bytes) -> int:
+    builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(symbol).add_current_process()
+    tracker = builder.link(_jit(), symbol)
+    _keep.append(tracker)
+    return tracker[symbol]
+
+
+# --- the cache --------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def fingerprint() -> str:
+    """A hash of all that decides the machine code: kernel sources, compilers, Python and the CPU."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for source in (*sorted(package.glob("*.py")), package.parent / "records.py"):
+        digest.update(source.name.encode())
+        digest.update(source.read_bytes())
+    cpu = target.host()
+    versions = [importlib.metadata.version(p) for p in ("numba", "llvmlite")]
+    for part in (*versions, sys.version, cpu.triple, cpu.cpu, cpu.features, os.environ.get("NUMBA_OPT", "")):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:20]
+
+
+@functools.cache
+def cache_folder() -> Path | None:
+    """Where machine code is kept: ``FASTNN_CACHE_DIR`` or the user's cache directory; None if that is not writable."""
+    base = os.environ.get("FASTNN_CACHE_DIR") or platformdirs.user_cache_dir("fastnn", appauthor=False)
+    folder = Path(base) / "kernels" / fingerprint()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        warnings.warn(
+            f"fastnn cannot write its cache directory {folder} ({error.strerror or error}): kernels are compiled anew in "
+            "every process (a few seconds each time). Set FASTNN_CACHE_DIR to a writable directory.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return folder
+
+
+def _read(path: Path) -> bytes | None:
+    """The object file at `path`, or None if there is none or it is damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    code, digest = data[:-32], data[-32:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _write(path: Path, code: bytes) -> None:
+    """Write atomically: a concurrent reader sees the whole file or none."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(code + hashlib.sha256(code).digest())
+        os.replace(file.name, path)
+    except OSError:  # a full disk, say: the code is in memory, and the next process tries again
+        with contextlib.suppress(OSError):
+            os.unlink(file.name)

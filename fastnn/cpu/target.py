@@ -1,0 +1,67 @@
+"""The CPU that kernels are compiled for: its name, features, SIMD width and caches.
+
+Numba's settings ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` are respected, so a machine can be made to run the code
+of a smaller one (``NUMBA_CPU_NAME=generic`` is the portable path).
+"""
+
+import functools
+import os
+import platform
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+
+
+@dataclass(frozen=True)
+class Target:
+    """A CPU as the code generator sees it."""
+
+    triple: str
+    cpu: str
+    features: str
+    simd_bits: int  # width of the vectors that kernels use
+    registers: int  # architectural vector registers of that width
+
+    def lanes(self, dtype: str) -> int:
+        """Elements of `dtype` in one vector."""
+        return self.simd_bits // (32 if dtype == "float32" else 64)
+
+
+def simd(triple: str, features: str) -> tuple[int, int]:
+    """Vector width in bits and number of vector registers for a feature string like ``+avx2,+fma``."""
+    on = {f[1:] for f in features.split(",") if f.startswith("+")}
+    if {"avx512f", "avx512vl", "avx512dq", "fma"} <= on:
+        return 512, 32
+    if {"avx2", "fma"} <= on:
+        return 256, 16
+    if triple.startswith(("aarch64", "arm64")):
+        return 128, 32
+    return 128, 16
+
+
+@functools.cache
+def host() -> Target:
+    """The CPU of this process, or the one that Numba's settings name."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    triple = llvm.get_process_triple()
+    cpu = os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name()
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    if features is None:
+        features = "" if cpu.lower() == "generic" else llvm.get_host_cpu_features().flatten()
+    return Target(triple, cpu, features, *simd(triple, features))
+
+
+@functools.cache
+def caches() -> dict[str, int]:
+    """Bytes of the first-, second- and third-level data caches that one core reaches."""
+    sizes = {"L1": 32 << 10, "L2": 512 << 10, "L3": 8 << 20}  # what to assume where the system does not tell
+    if hasattr(os, "sysconf") and platform.system() == "Linux":
+        for level, name in (("L1", "LEVEL1_DCACHE"), ("L2", "LEVEL2_CACHE"), ("L3", "LEVEL3_CACHE")):
+            try:
+                size = os.sysconf(f"SC_{name}_SIZE")
+            except (ValueError, OSError):
+                continue
+            if size > 0:
+                sizes[level] = size
+    return sizes

@@ -1,0 +1,185 @@
+"""The records of a plan: what each kernel is told, as plain NumPy structured types.
+
+A plan is a table of 256-byte records.  A record names its kernel and its operands; `Record` gives the fields
+of one kind of kernel their names and kinds.  Every field is eight bytes, so a record needs no padding rules, and one
+table holds records of every kind:
+
+=========  ==================================================================
+kind       meaning
+=========  ==================================================================
+``T*``     address of elements of the model's dtype (float32 or float64)
+``u8*``    address of bytes (``i64*``, ``f32*``, ``f64*`` likewise)
+``int``    a 64-bit integer
+``float``  a float64, rounded to the model's dtype where a kernel uses it
+=========  ==================================================================
+
+The first three fields are common to all records:
+
+``kernel``
+    address of the compiled function (an opcode until a backend resolves it);
+``barrier``
+    1 if every thread must have finished the records before this one;
+``epilogue``
+    address of the record that is applied to each tile this kernel produces, or 0.
+
+This module knows nothing of Numba: `fastnn.cpu.simd` gives kernels typed access to the same bytes.
+"""
+
+import numpy as np
+
+SLOT = 256  # bytes a record
+HEADER = {"kernel": "int", "barrier": "int", "epilogue": "int"}
+
+
+class Record:
+    """The field names and kinds of one kind of record."""
+
+    def __init__(self, name: str, **fields: str) -> None:
+        self.name = name
+        self.fields = {**HEADER, **fields}
+        if 8 * len(self.fields) > SLOT:
+            raise ValueError(f"record {name} needs {8 * len(self.fields)} bytes, a slot has {SLOT}")
+        self.dtype = np.dtype(
+            {
+                "names": list(self.fields),
+                "formats": ["f8" if kind == "float" else "i8" for kind in self.fields.values()],
+                "offsets": [8 * i for i in range(len(self.fields))],
+                "itemsize": SLOT,
+            }
+        )
+
+    def __repr__(self) -> str:
+        return f"Record({self.name!r})"
+
+
+# --- products ---------------------------------------------------------------------------------------------------
+
+GEMM = Record(
+    "gemm",
+    a="T*",  # (m, k), element strides a_row and a_col
+    b="T*",  # (k, n), element strides b_row and b_col
+    m="int",
+    n="int",
+    k="int",
+    a_row="int",
+    a_col="int",
+    b_row="int",
+    b_col="int",
+    pack="int",  # 1: copy each panel of B into scratch before use
+    kc="int",  # depth of one block of k
+    rows="int",  # rows of C that one task computes
+    scratch="T*",  # per thread: kc * NR for a panel of B, then rows * NR for partial tiles
+    scratch_stride="int",
+)
+
+# --- epilogues: applied to a tile of a product while it is in the first-level cache -----------------------------
+
+FORWARD = Record(  # c = f(tile + bias)
+    "forward", c="T*", c_row="int", c_col="int", bias="T*", alpha="float"
+)
+BACKWARD = Record(  # c = tile * f'(y), with f' expressed by f's output y (same layout as c)
+    "backward", c="T*", c_row="int", c_col="int", y="T*", alpha="float"
+)
+UPDATE = Record(  # one optimizer update of p by the gradient
+    "update",
+    p="T*",
+    p_row="int",
+    s0="T*",  # momentum, or Adam's first moment
+    s1="T*",  # Adam's second moment
+    g="T*",  # the gradient, where it lies in memory (flat updates)
+    n="int",
+    rate="int",  # column of the step's hyperparameter row that holds the learning rate
+    learning_rate="float",
+    momentum="float",
+    nesterov="int",
+    beta_1="float",
+    beta_2="float",
+    epsilon="float",
+)
+
+# --- row and element-wise kernels ------------------------------------------------------------------------------
+
+MAP = Record(  # y = f(x), element by element
+    "map", x="T*", y="T*", g="T*", n="int", alpha="float", rows="int", cols="int", ld="int"
+)
+GATHER = Record(  # out[r] = scale * x[index[r]] + offset
+    "gather",
+    x="u8*",
+    index="i64*",
+    out="T*",
+    rows="int",
+    cols="int",
+    ld="int",
+    x_row="int",  # strides of x in elements
+    x_col="int",
+    x_step="int",  # rows of x (or of index) that one step consumes
+    scale="float",
+    offset="float",
+)
+SCATTER = Record(  # out[step * out_step + r] = x[r]: a batch of results into the user's array
+    "scatter", x="T*", ld="int", out="T*", rows="int", cols="int", out_step="int"
+)
+LOSS = Record(  # from outputs (logits) to predictions, loss per row and gradient
+    "loss",
+    z="T*",  # (rows, cols), leading dimension ld; overwritten by the predictions
+    target="T*",  # (rows, cols) dense with leading dimension target_ld, or labels
+    label="i64*",
+    weight="T*",  # one a row, or 0
+    grad="T*",  # (rows, cols), leading dimension ld, or 0 where only the value is wanted
+    value="T*",  # one a row
+    rows="int",
+    cols="int",
+    ld="int",
+    target_ld="int",
+    scale="float",  # the gradient's factor: 1 / (rows of the batch * what the loss averages over)
+)
+METRIC = Record(  # a value per row from predictions and targets
+    "metric",
+    z="T*",
+    target="T*",
+    label="i64*",
+    weight="T*",
+    value="T*",
+    rows="int",
+    cols="int",
+    ld="int",
+    target_ld="int",
+    threshold="float",
+)
+TOTAL = Record(  # totals[slot] += sum of value, in float64 and in a fixed order
+    "total", value="T*", weight="T*", rows="int", totals="f64*", slot="int"
+)
+DROPOUT = Record(
+    "dropout",
+    x="T*",
+    y="T*",
+    rows="int",
+    cols="int",
+    ld="int",
+    keep="float",  # probability that a unit is kept
+    layer="int",
+)
+RECORDS = {
+    r.name: r for r in (GEMM, FORWARD, BACKWARD, UPDATE, MAP, GATHER, SCATTER, LOSS, METRIC, TOTAL, DROPOUT)
+}
+
+# --- what the threads of one run share --------------------------------------------------------------------------
+
+RUN = Record(
+    "run",
+    threads="int",
+    table="int",  # address of the records of a full step
+    records="int",
+    last_table="int",  # the records of the last, shorter step
+    last_records="int",
+    last_step="int",  # the step that uses them, or -1
+    first="int",
+    stop="int",  # step after the last one
+    hyper="f64*",  # a row of hyperparameters a step
+    hyper_row="int",
+    seed="int",
+    team="i64*",  # the barrier's counters
+    yields="int",  # address of the operating system's yield
+    done="i64*",  # steps finished: read by the caller while the team works
+    halt="i64*",  # set by the caller: stop after this step
+)
