@@ -25,6 +25,8 @@ The first three fields are common to all records:
 This module knows nothing of Numba: `fastnn.cpu.simd` gives kernels typed access to the same bytes.
 """
 
+import struct
+
 import numpy as np
 
 SLOT = 256  # bytes a record
@@ -39,6 +41,7 @@ class Record:
         self.fields = {**HEADER, **fields}
         if 8 * len(self.fields) > SLOT:
             raise ValueError(f"record {name} needs {8 * len(self.fields)} bytes, a slot has {SLOT}")
+        self._packer = struct.Struct("".join("d" if kind == "float" else "q" for kind in self.fields.values()))
         self.dtype = np.dtype(
             {
                 "names": list(self.fields),
@@ -47,6 +50,12 @@ class Record:
                 "itemsize": SLOT,
             }
         )
+
+    def pack_into(self, buffer: bytearray | memoryview, slot: int, values: dict[str, int | float]) -> None:
+        """Write a record into `slot` of a table; fields without a value become 0."""
+        if not values.keys() <= self.fields.keys():
+            raise KeyError(f"record {self.name} has no field {sorted(values.keys() - self.fields.keys())}")
+        self._packer.pack_into(buffer, slot * SLOT, *[values.get(field, 0) for field in self.fields])
 
     def __repr__(self) -> str:
         return f"Record({self.name!r})"
@@ -88,12 +97,9 @@ UPDATE = Record(  # one optimizer update of p by the gradient
     s1="T*",  # Adam's second moment
     g="T*",  # the gradient, where it lies in memory (flat updates)
     n="int",
-    rate="int",  # column of the step's hyperparameter row that holds the learning rate
-    learning_rate="float",
     momentum="float",
-    nesterov="int",
-    beta_1="float",
-    beta_2="float",
+    decay_1="float",  # 1 - beta_1, given so that it is not rounded twice
+    decay_2="float",  # 1 - beta_2
     epsilon="float",
 )
 
@@ -112,12 +118,15 @@ GATHER = Record(  # out[r] = scale * x[index[r]] + offset
     ld="int",
     x_row="int",  # strides of x in elements
     x_col="int",
-    x_step="int",  # rows of x (or of index) that one step consumes
+    step_rows="int",  # rows that one full step consumes
     scale="float",
     offset="float",
 )
-SCATTER = Record(  # out[step * out_step + r] = x[r]: a batch of results into the user's array
-    "scatter", x="T*", ld="int", out="T*", rows="int", cols="int", out_step="int"
+SCATTER = Record(  # out[step * step_rows + r] = x[r]: a batch of results into the caller's array
+    "scatter", x="T*", ld="int", out="T*", rows="int", cols="int", step_rows="int"
+)
+LABELS = Record(  # out[r] = labels[index[r]]
+    "labels", labels="i64*", index="i64*", out="i64*", rows="int", step_rows="int"
 )
 LOSS = Record(  # from outputs (logits) to predictions, loss per row and gradient
     "loss",
@@ -138,7 +147,6 @@ METRIC = Record(  # a value per row from predictions and targets
     z="T*",
     target="T*",
     label="i64*",
-    weight="T*",
     value="T*",
     rows="int",
     cols="int",
@@ -157,11 +165,9 @@ DROPOUT = Record(
     cols="int",
     ld="int",
     keep="float",  # probability that a unit is kept
+    threshold="int",  # keep * 2^32: a unit is kept where its random word is below
     layer="int",
 )
-RECORDS = {
-    r.name: r for r in (GEMM, FORWARD, BACKWARD, UPDATE, MAP, GATHER, SCATTER, LOSS, METRIC, TOTAL, DROPOUT)
-}
 
 # --- what the threads of one run share --------------------------------------------------------------------------
 
@@ -170,15 +176,15 @@ RUN = Record(
     threads="int",
     table="int",  # address of the records of a full step
     records="int",
-    last_table="int",  # the records of the last, shorter step
-    last_records="int",
-    last_step="int",  # the step that uses them, or -1
+    short_table="int",  # the records of a step with fewer rows
+    short_records="int",
+    short_step="int",  # the step that uses them, or -1
     first="int",
-    stop="int",  # step after the last one
-    hyper="f64*",  # a row of hyperparameters a step
-    hyper_row="int",
+    stop="int",  # the step after the last one
+    rate="f64*",  # the optimizer's step size, one a step
+    origin="int",  # training steps before step 0 of this run (dropout's counter)
     seed="int",
-    team="i64*",  # the barrier's counters
+    team="i64*",  # the barrier's counters (fastnn.cpu.engine)
     yields="int",  # address of the operating system's yield
     done="i64*",  # steps finished: read by the caller while the team works
     halt="i64*",  # set by the caller: stop after this step

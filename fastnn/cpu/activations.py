@@ -1,17 +1,306 @@
-"""test"""
-from fastnn.cpu.jit import device, epilogue
-from fastnn.cpu.simd import *
-from fastnn.records import FORWARD
+"""Activations: each is two functions of a vector, and from these come all its kernels.
 
-@epilogue(FORWARD)
-def linear_forward(op, run, step, tile, tile_row, i, j, rows, cols):
-    w = lanes(tile)
-    for r in range(rows):
-        for c in range(0, cols, w):
-            v = load(tile, r * tile_row + c)
+``f(x, alpha)``
+    the activation;
+``slope(y, alpha)``
+    its derivative, expressed by its output y = f(x), so that x need not be kept.
+
+``alpha`` is the one parameter an activation may have.  To add an activation, write the two functions and the five lines
+that name its kernels:
+
+===================  ==========================================================================================
+``name_forward``     epilogue of the product X W: adds the bias and applies f while the tile is in the first-level
+                     cache; neither X W nor X W + b is ever in memory
+``name_backward``    epilogue of the product D W': multiplies by the slope of the layer below; D W' is never in memory
+``name_map``         y = f(x)
+``name_slope``       y = f'(x), where x holds the output of f
+``name_gradient``    y = g f'(x), likewise, for a matrix
+===================  ==========================================================================================
+
+Softmax is not element-wise: it has kernels over rows, at the end.
+"""
+
+from fastnn.cpu import vmath
+from fastnn.cpu.jit import device, epilogue, kernel
+from fastnn.cpu.share import share
+from fastnn.cpu.simd import (
+    first_lanes,
+    is_null,
+    lanes,
+    load,
+    load_first,
+    max_lanes,
+    offset,
+    select,
+    splat,
+    store,
+    store_first,
+    sum_lanes,
+)
+from fastnn.records import BACKWARD, FORWARD, MAP
+
+# --- vectors at the ragged end of a row ---------------------------------------------------------------------------
+
+
+@device
+def load_before(pointer, i, end):
+    """The vector at ``pointer[i]``, reading nothing from ``pointer[end]`` on (0 instead)."""
+    return load(pointer, i) if i + lanes(pointer) <= end else load_first(pointer, i, end - i)
+
+
+@device
+def store_before(pointer, i, end, value):
+    """Write the vector `value` to ``pointer[i]``, but nothing from ``pointer[end]`` on."""
+    if i + lanes(pointer) <= end:
+        store(pointer, i, value)
+    else:
+        store_first(pointer, i, end - i, value)
+
+
+# --- from functions of a vector to kernels ------------------------------------------------------------------------
+
+
+def forward(f):
+    """``c = f(tile + bias)``."""
+
+    @epilogue(FORWARD)
+    def apply(op, run, step, tile, tile_row, i, j, rows, cols):
+        # tile: rows x cols, rows contiguous and padded to whole vectors; c: element strides c_row and c_col
+        w = lanes(tile)
+        for q in range(0, cols, w):
+            bias = splat(tile, 0.0)
             if not is_null(op.bias):
-                v = v + load(op.bias, j + c)
-            if c + w <= cols:
-                store(op.c, (i + r) * op.c_row + j + c, v)
-            else:
-                store_first(op.c, (i + r) * op.c_row + j + c, cols - c, v)
+                bias = load_before(op.bias, j + q, j + cols)
+            for r in range(rows):
+                at = r * tile_row + q
+                y = f(load(tile, at) + bias, op.alpha)
+                c = offset(op.c, (i + r) * op.c_row + j * op.c_col)
+                if op.c_col == 1:
+                    store_before(c, q, cols, y)
+                else:
+                    store(tile, at, y)  # the tile is ours: no one reads it after its epilogue
+                    for p in range(min(w, cols - q)):
+                        c[(q + p) * op.c_col] = tile[at + p]
+
+    return apply
+
+
+def backward(slope):
+    """``c = tile * slope(y)``."""
+
+    @epilogue(BACKWARD)
+    def apply(op, run, step, tile, tile_row, i, j, rows, cols):
+        # tile as above; c and y: leading dimension c_row, rows contiguous
+        w = lanes(tile)
+        for r in range(rows):
+            start = (i + r) * op.c_row + j
+            for q in range(0, cols, w):
+                y = load_before(op.y, start + q, start + cols)
+                store_before(op.c, start + q, start + cols, load(tile, r * tile_row + q) * slope(y, op.alpha))
+
+    return apply
+
+
+BLOCK = 64  # elements: whole vectors and whole cache lines, so that no two threads write the same line
+
+
+def elementwise(f):
+    """``y = f(x)`` for n contiguous elements; y may be x."""
+
+    @kernel(MAP)
+    def apply(op, run, step, thread):
+        first, last = share((op.n + BLOCK - 1) // BLOCK, thread, run.threads)
+        end = min(last * BLOCK, op.n)
+        for i in range(first * BLOCK, end, lanes(op.x)):
+            store_before(op.y, i, end, f(load_before(op.x, i, end), op.alpha))
+
+    return apply
+
+
+def gradient(slope):
+    """``y = g * slope(x)`` for rows x cols elements with leading dimension ld; y may be g or x."""
+
+    @kernel(MAP)
+    def apply(op, run, step, thread):
+        first, last = share(op.rows, thread, run.threads)
+        for r in range(first, last):
+            start = r * op.ld
+            end = start + op.cols
+            for i in range(start, end, lanes(op.x)):
+                g = load_before(op.g, i, end)
+                store_before(op.y, i, end, g * slope(load_before(op.x, i, end), op.alpha))
+
+    return apply
+
+
+# --- linear -------------------------------------------------------------------------------------------------------
+
+
+@device
+def linear(x, alpha):
+    return x
+
+
+@device
+def linear_prime(y, alpha):
+    return splat(y, 1.0)
+
+
+linear_forward = forward(linear)
+linear_backward = backward(linear_prime)
+linear_map = elementwise(linear)
+linear_slope = elementwise(linear_prime)
+linear_gradient = gradient(linear_prime)
+
+# --- relu: a comparison with NaN is false, so each `select` names what NaN must not choose -------------------------
+
+
+@device
+def relu(x, alpha):
+    return select(x < 0.0, 0.0, x)
+
+
+@device
+def relu_prime(y, alpha):
+    return select(y > 0.0, 1.0, select(y <= 0.0, 0.0, y))
+
+
+relu_forward = forward(relu)
+relu_backward = backward(relu_prime)
+relu_map = elementwise(relu)
+relu_slope = elementwise(relu_prime)
+relu_gradient = gradient(relu_prime)
+
+# --- leaky relu: alpha is the slope for negative x and must not be negative, or the output would not tell them apart -
+
+
+@device
+def leaky_relu(x, alpha):
+    return select(x < 0.0, x * alpha, x)
+
+
+@device
+def leaky_relu_prime(y, alpha):
+    return select(y > 0.0, 1.0, select(y <= 0.0, splat(y, alpha), y))
+
+
+leaky_relu_forward = forward(leaky_relu)
+leaky_relu_backward = backward(leaky_relu_prime)
+leaky_relu_map = elementwise(leaky_relu)
+leaky_relu_slope = elementwise(leaky_relu_prime)
+leaky_relu_gradient = gradient(leaky_relu_prime)
+
+# --- sigmoid ------------------------------------------------------------------------------------------------------
+
+
+@device
+def sigmoid(x, alpha):
+    return vmath.sigmoid(x)
+
+
+@device
+def sigmoid_prime(y, alpha):
+    return y * (1.0 - y)
+
+
+sigmoid_forward = forward(sigmoid)
+sigmoid_backward = backward(sigmoid_prime)
+sigmoid_map = elementwise(sigmoid)
+sigmoid_slope = elementwise(sigmoid_prime)
+sigmoid_gradient = gradient(sigmoid_prime)
+
+# --- tanh: (1 - y) (1 + y) keeps the digits that 1 - y y loses near |y| = 1 where there is no fused multiply-add ------
+
+
+@device
+def tanh(x, alpha):
+    return vmath.tanh(x)
+
+
+@device
+def tanh_prime(y, alpha):
+    return (1.0 - y) * (1.0 + y)
+
+
+tanh_forward = forward(tanh)
+tanh_backward = backward(tanh_prime)
+tanh_map = elementwise(tanh)
+tanh_slope = elementwise(tanh_prime)
+tanh_gradient = gradient(tanh_prime)
+
+# --- the functions of vmath that are no activations, element by element -----------------------------------------------
+
+
+@device
+def exp(x, alpha):
+    return vmath.exp(x)
+
+
+@device
+def log(x, alpha):
+    return vmath.log(x)
+
+
+@device
+def log1p(x, alpha):
+    return vmath.log1p(x)
+
+
+@device
+def softplus(x, alpha):
+    return vmath.softplus(x)
+
+
+exp_map = elementwise(exp)
+log_map = elementwise(log)
+log1p_map = elementwise(log1p)
+softplus_map = elementwise(softplus)
+
+# --- softmax ------------------------------------------------------------------------------------------------------
+
+
+@device
+def load_or_bottom(pointer, i, end):
+    """As `load_before`, with -inf for what is not read: neutral for the maximum, 0 after exp."""
+    x = load_before(pointer, i, end)
+    return select(first_lanes(x, end - i), x, vmath.BOTTOM(x))
+
+
+@kernel(MAP)
+def softmax_rows(op, run, step, thread):
+    # x, y: rows x cols, leading dimension ld, rows contiguous; y may be x
+    first, last = share(op.rows, thread, run.threads)
+    w = lanes(op.x)
+    for r in range(first, last):
+        start = r * op.ld
+        end = start + op.cols
+        largest = vmath.BOTTOM(splat(op.x, 0.0))
+        for i in range(start, end, w):
+            x = load_or_bottom(op.x, i, end)
+            largest = select(x > largest, x, largest)
+        top = max_lanes(largest)  # NaN is ignored here and reaches the whole row through the total
+        total = splat(op.x, 0.0)
+        for i in range(start, end, w):
+            e = vmath.exp(load_or_bottom(op.x, i, end) - top)
+            total = total + e
+            store_before(op.y, i, end, e)
+        scale = 1.0 / splat(op.x, sum_lanes(total))
+        for i in range(start, end, w):
+            store_before(op.y, i, end, load_before(op.y, i, end) * scale)
+
+
+@kernel(MAP)
+def softmax_gradient(op, run, step, thread):
+    """``y = s * (g - sum(g * s))``, where x holds the softmax s: the vector-Jacobian product."""
+    # x, y, g: rows x cols, leading dimension ld, rows contiguous; y may be g or x
+    first, last = share(op.rows, thread, run.threads)
+    w = lanes(op.x)
+    for r in range(first, last):
+        start = r * op.ld
+        end = start + op.cols
+        total = splat(op.x, 0.0)
+        for i in range(start, end, w):
+            total = total + load_before(op.x, i, end) * load_before(op.g, i, end)
+        mean = sum_lanes(total)
+        for i in range(start, end, w):
+            store_before(op.y, i, end, load_before(op.x, i, end) * (load_before(op.g, i, end) - mean))

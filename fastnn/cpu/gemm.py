@@ -21,6 +21,7 @@ by the same operations in the same order whatever the number of threads.
 
 from fastnn.cpu.blocking import MR, NV
 from fastnn.cpu.jit import device, kernel
+from fastnn.cpu.share import share
 from fastnn.cpu.simd import (
     call_epilogue,
     lanes,
@@ -39,12 +40,6 @@ from fastnn.cpu.simd import (
 from fastnn.records import GEMM
 
 HEIGHTS = (MR, *(h for h in (8, 4, 2, 1) if h < MR))  # rows of the tiles that cover a ragged end
-
-
-@device
-def share(tasks, thread, threads):
-    """The tasks of one thread: [first, last)."""
-    return tasks * thread // threads, tasks * (thread + 1) // threads
 
 
 def make_tile(rows, vectors):

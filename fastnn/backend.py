@@ -1,0 +1,44 @@
+"""Chooses where a model runs.
+
+A backend is a module with the functions that `Backend` lists; ``fastnn.cpu`` is one, ``fastnn.cuda`` will be its twin.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastnn.plan import Program
+
+DEVICES = ("cpu",)
+
+
+class Backend(Protocol):
+    """What a backend offers."""
+
+    def allocate(self, elements: int, dtype: str) -> np.ndarray:
+        """Zeros that start at a cache line."""
+
+    def pad(self, dtype: str) -> Callable[[int], int]:
+        """The leading dimension for rows of n elements."""
+
+    def Executable(  # noqa: N802
+        self,
+        program: Program,
+        short: Program | None,
+        rows: int,
+        dtype: str,
+        buffers: Mapping[str, np.ndarray],
+        sums: int,
+        threads: int,
+    ) -> Any:
+        """A program that can be run."""
+
+
+def get(device: str) -> Backend:
+    """The backend of a device name."""
+    if device == "cpu":
+        from fastnn.cpu import executable
+
+        return executable  # type: ignore[return-value]
+    raise ValueError(f"device must be one of {', '.join(map(repr, DEVICES))}; got {device!r}")

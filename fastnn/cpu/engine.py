@@ -1,0 +1,61 @@
+"""The engine: each thread of a team runs the same table of records, and they meet at barriers.
+
+A record is one call through an address, so any network runs in these few lines and none needs a compilation of its own.
+
+The counters in ``run.team`` (int64, a cache line apart):
+
+====  =====================================================================
+0     threads that have arrived at the barrier
+8     barriers passed
+16    set before an even step if the team must stop there (17: an odd step)
+====  =====================================================================
+"""
+
+from fastnn.cpu.jit import device, main
+from fastnn.cpu.simd import call, call_kernel, fetch_add, load_acquire, pause, record_at, store_release
+from fastnn.records import SLOT
+
+ARRIVED, PASSED, STOPPED = 0, 8, 16
+SPINS = 400  # about 10 us, longer than any kernel's imbalance here; then the core is offered to somebody else
+
+
+@device
+def barrier(run):
+    """Wait until every thread of the team is here.  What was written before it is visible after it."""
+    if run.threads == 1:
+        return
+    team = run.team
+    passed = load_acquire(team, PASSED)
+    if fetch_add(team, ARRIVED, 1) == run.threads - 1:
+        store_release(team, ARRIVED, 0)
+        store_release(team, PASSED, passed + 1)
+        return
+    spins = 0
+    while load_acquire(team, PASSED) == passed:
+        if spins < SPINS:
+            spins += 1
+            pause()
+        else:
+            call(run.yields)
+
+
+@main
+def engine(run, thread):
+    """Run steps [first, stop) of a plan, or until ``run.halt`` is set."""
+    for step in range(run.first, run.stop):
+        short = step == run.short_step
+        table = run.short_table if short else run.table
+        records = run.short_records if short else run.records
+        # The flag was written before this barrier by the one thread that reads run.halt, and is written again two
+        # steps later at the earliest: all threads see the same value.
+        barrier(run)
+        if load_acquire(run.team, STOPPED + step % 2):
+            break
+        for i in range(records):
+            op = record_at(table + i * SLOT)
+            if op.barrier:
+                barrier(run)
+            call_kernel(op, run, step, thread)
+        if thread == 0:
+            store_release(run.done, 0, step + 1 - run.first)
+            store_release(run.team, STOPPED + (step + 1) % 2, load_acquire(run.halt, 0))

@@ -1,0 +1,216 @@
+"""A program on this machine: memory for its buffers, a table of records with addresses, and a team to run it."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from fastnn.cpu import blocking, loader, team
+from fastnn.plan import Op, Program, Ref
+from fastnn.records import GEMM, RUN, SLOT
+
+ALONE = 500_000  # floating-point operations of a step below which one thread is faster than a team
+
+
+def address(array: np.ndarray) -> int:
+    """Where the elements of an array start."""
+    return array.__array_interface__["data"][0]
+
+
+def allocate(elements: int, dtype: str) -> np.ndarray:
+    """Zeros that start at a cache line."""
+    size = np.dtype(dtype).itemsize
+    memory = np.zeros(elements + 64 // size, dtype)
+    start = -address(memory) % 64 // size
+    return memory[start : start + elements]
+
+
+def pad(dtype: str) -> Callable[[int], int]:
+    """The leading dimension for rows of n elements."""
+    return lambda n: blocking.pad(n, dtype)
+
+
+class Table:
+    """The records of one program; operands that are bound per run are remembered."""
+
+    def __init__(self, program: Program, dtype: str, bases: Mapping[str, int], scratch: Ref, stride: int) -> None:
+        self.dtype = dtype
+        self.size = np.dtype(dtype).itemsize
+        self.bases = bases
+        self.length = len(program.ops)
+        with_epilogue = [op for op in program.ops if op.epilogue is not None]
+        self.memory = np.zeros((self.length + len(with_epilogue)) * SLOT, np.uint8)
+        self.address = address(self.memory)
+        self._view = memoryview(self.memory).cast("B")
+        self._words = self.memory.view(np.int64)
+        self.bound: dict[str, list[int]] = {}  # buffer -> positions of 8-byte words to patch
+        epilogue = self.length
+        for slot, op in enumerate(program.ops):
+            extra = dict(self._blocks(op, scratch, stride))
+            if op.epilogue is not None:
+                extra["epilogue"] = self.address + epilogue * SLOT
+                self._put(epilogue, op.epilogue, {})
+                epilogue += 1
+            self._put(slot, op, extra)
+
+    def _blocks(self, op: Op, scratch: Ref, stride: int) -> Mapping[str, int | float | Ref]:
+        if op.record is not GEMM:
+            return {}
+        f = op.fields
+        return {
+            "kc": blocking.depth(self.dtype, f["k"]),
+            "rows": blocking.task_rows(f["m"]),
+            "pack": int(f["b_col"] != 1),
+            "scratch": scratch,
+            "scratch_stride": stride,
+        }
+
+    def _put(self, slot: int, op: Op, extra: Mapping[str, int | float | Ref]) -> None:
+        values: dict[str, int | float] = {"kernel": loader.address(op.kernel, self.dtype), "barrier": int(op.barrier)}
+        for name, value in {**op.fields, **extra}.items():
+            if isinstance(value, Ref):
+                base = self.bases.get(value.buffer)
+                if base is None:  # the caller's array: filled in by `bind`
+                    word = (slot * SLOT + op.record.dtype.fields[name][1]) // 8
+                    self.bound.setdefault(value.buffer, []).append(word)
+                    continue
+                value = base + value.offset * self.size
+            values[name] = value
+        op.record.pack_into(self._view, slot, values)
+
+    def bind(self, buffer: str, where: int) -> None:
+        """Point the operands of `buffer` at an address."""
+        for word in self.bound.get(buffer, ()):
+            self._words[word] = where
+
+
+class Executable:
+    """A program that can be run.
+
+    Parameters
+    ----------
+    program, short
+        The operations of a step of `rows` rows, and of a last step with fewer (or None).
+    buffers
+        ``params``, ``state0`` and ``state1`` as arrays of the model's dtype.
+    sums
+        How many float64 totals the program keeps.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        short: Program | None,
+        rows: int,
+        dtype: str,
+        buffers: Mapping[str, np.ndarray],
+        sums: int,
+        threads: int,
+    ) -> None:
+        self.rows = rows
+        self.threads = 1 if program.flops < ALONE else threads
+        gemms = [op.fields for p in (program, short) if p for op in p.ops if op.record is GEMM]
+        stride = max(
+            (
+                blocking.scratch(dtype, blocking.depth(dtype, f["k"]), blocking.task_rows(f["m"]))
+                for f in gemms
+            ),
+            default=0,
+        )
+        arena = max(program.arena, short.arena if short else 0)
+        self.arena = allocate(arena + self.threads * stride, dtype)
+        self.totals = np.zeros(max(sums, 1))
+        self._one = np.ones(1, dtype)
+        self._keep = dict(buffers)
+        bases = {name: address(array) for name, array in buffers.items()}
+        bases |= {"arena": address(self.arena), "totals": address(self.totals), "one": address(self._one)}
+        self._tables = [Table(p, dtype, bases, Ref("arena", arena), stride) for p in (program, short) if p]
+        self._team = np.zeros(24, np.int64)
+        self._flags = np.zeros(16, np.int64)  # 0: steps done, 8: halt
+        self.run_record = np.zeros(1, RUN.dtype)
+        self._run_address = address(self.run_record)
+        flags = address(self._flags)
+        run = self.run_record
+        run["threads"] = self.threads
+        run["table"], run["records"] = self._tables[0].address, self._tables[0].length
+        if short:
+            run["short_table"], run["short_records"] = self._tables[1].address, self._tables[1].length
+        run["short_step"] = -1
+        run["team"], run["done"], run["halt"] = address(self._team), flags, flags + 64
+        run["yields"] = team.yield_address()
+        self._enter = team.MAIN(loader.address("engine.engine", "float32"))
+
+    def bind(self, **arrays: np.ndarray | None) -> None:
+        """Give the caller's arrays (x, y, weight, index, out) for the next runs; None means absent."""
+        for name, array in arrays.items():
+            self._keep[name] = array  # type: ignore[assignment]
+            where = 0 if array is None else address(array)
+            for table in self._tables:
+                table.bind(name, where)
+
+    @property
+    def done(self) -> int:
+        """Steps finished in the run that is under way, or in the last one."""
+        return int(self._flags[0]) + self._base
+
+    _base = 0
+
+    def run(
+        self,
+        rows: int,
+        *,
+        rate: np.ndarray | None = None,
+        origin: int = 0,
+        seed: int = 0,
+        first: int = 0,
+        stop: int | None = None,
+        watch: Callable[[int], None] | None = None,
+        crew: "team.Team | None" = None,
+    ) -> None:
+        """Run the steps [first, stop) that `rows` rows of the bound arrays make.
+
+        Parameters
+        ----------
+        rate : ndarray of float64, optional
+            The optimizer's step size for each of these steps.
+        origin : int
+            Training steps done before step 0.
+        watch : callable, optional
+            Called now and then with the number of steps done.
+        crew : Team, optional
+            The threads to use; borrowed if not given.
+        """
+        steps = -(-rows // self.rows)
+        stop = steps if stop is None else stop
+        record = self.run_record
+        record["short_step"] = steps - 1 if len(self._tables) > 1 else -1
+        record["origin"], record["seed"] = origin, seed
+        record["rate"] = 0 if rate is None else address(rate) - 8 * first
+        self._flags[:] = 0
+        self._base = first
+        if self.threads == 1:
+            team.run_alone(self._alone, first, stop, watch)
+            return
+        self._team[:] = 0
+        record["first"], record["stop"] = first, stop
+        if crew is None:
+            with team.borrow(self.threads) as borrowed:
+                assert borrowed is not None
+                self._together(borrowed, watch)
+        else:
+            self._together(crew, watch)
+
+    def _alone(self, first: int, stop: int) -> None:
+        self.run_record["first"], self.run_record["stop"] = first, stop
+        self._team[:] = 0
+        self._base = first
+        self._enter(self._run_address, 0)
+
+    def _together(self, crew: "team.Team", watch: Callable[[int], None] | None) -> None:
+        def halt() -> None:
+            self._flags[8] = 1
+
+        crew.run(
+            lambda thread: self._enter(self._run_address, thread),
+            halt,
+            (lambda: watch(self.done)) if watch else None,
+        )

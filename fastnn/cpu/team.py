@@ -1,0 +1,103 @@
+"""Teams of threads that run a compiled function together.
+
+A team's threads are Python threads that spend their life inside compiled code, without the interpreter's lock.  Teams are kept
+for reuse; a forked child starts without any, since threads do not survive a fork.
+"""
+
+import ctypes
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+
+MAIN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
+POLL = 0.05  # seconds between two looks at the step counter
+
+_idle: dict[int, list["Team"]] = {}
+_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _idle.clear()
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def yield_address() -> int:
+    """Address of the operating system's "let somebody else run" function."""
+    if sys.platform == "win32":
+        function = ctypes.windll.kernel32.SwitchToThread
+    else:
+        function = ctypes.CDLL(None).sched_yield
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+class Team:
+    """`threads` threads that enter the same function at once."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastnn")
+
+    def run(self, function: Callable[[int], None], halt: Callable[[], None], watch: Callable[[], None] | None) -> None:
+        """Call ``function(thread)`` in every thread and wait.
+
+        Meanwhile `watch` is called now and then.  On an exception in the caller (Ctrl-C) `halt` is called, the team finishes
+        its step, and the exception goes on.
+        """
+        futures = [self._pool.submit(function, thread) for thread in range(self.threads)]
+        try:
+            while wait(futures, timeout=POLL if watch else None).not_done:
+                if watch:
+                    watch()
+        except BaseException:
+            halt()
+            wait(futures)
+            raise
+        for future in futures:
+            future.result()
+
+
+@contextmanager
+def borrow(threads: int) -> Iterator[Team | None]:
+    """A team of that size for the duration of a ``with`` block; None stands for the calling thread alone."""
+    if threads == 1:
+        yield None
+        return
+    with _lock:
+        free = _idle.setdefault(threads, [])
+        team = free.pop() if free else None
+    pid = os.getpid()
+    team = team or Team(threads)
+    try:
+        yield team
+    finally:
+        if os.getpid() == pid:
+            with _lock:
+                _idle.setdefault(threads, []).append(team)
+
+
+def run_alone(
+    function: Callable[[int, int], None], first: int, stop: int, watch: Callable[[int], None] | None
+) -> None:
+    """Run steps [first, stop) in the calling thread: ``function(first, stop)``, a slice of about 20 ms at a time.
+
+    Between slices the interpreter handles signals, so Ctrl-C works and `watch` is told how far the run is.
+    """
+    size = 1
+    while first < stop:
+        end = min(stop, first + size)
+        start = time.perf_counter()
+        function(first, end)
+        seconds = time.perf_counter() - start
+        size = max(1, min(4 * size, int(size * 0.02 / max(seconds, 1e-7))))
+        first = end
+        if watch:
+            watch(first)

@@ -1,0 +1,142 @@
+"""What users pass in: validated, and described for a plan, before any work is done.
+
+Arrays are read where they are: float32, float64 and uint8 in any strides; other numbers are converted once.
+"""
+
+import numpy as np
+
+from fastnn.losses import Loss
+from fastnn.plan import Feed
+
+DIRECT = ("uint8", "float32", "float64")  # dtypes that a batch is gathered from without a copy
+
+
+def as_numbers(value: object, name: str) -> np.ndarray:
+    """`value` as an array of real numbers, or a TypeError that says what it was."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # ragged nested lists
+        raise ValueError(f"{name} is not a rectangular array: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
+    return array
+
+
+def readable(array: np.ndarray, dtype: str) -> np.ndarray:
+    """`array` as kernels can read it: a direct dtype in native byte order, aligned, whole-element strides."""
+    whole = all(stride % array.itemsize == 0 for stride in array.strides)
+    if array.dtype.name in DIRECT and array.dtype.isnative and array.flags.aligned and whole:
+        return array
+    return np.ascontiguousarray(array, dtype=array.dtype.name if array.dtype.name in DIRECT else dtype)
+
+
+def matrix(array: np.ndarray, dtype: str, scale: float = 1.0, offset: float = 0.0) -> tuple[np.ndarray, Feed]:
+    """An array of samples as a matrix and its feed.  Reshaping copies only where strides leave no choice."""
+    rows = array.reshape(len(array), -1) if array.ndim != 2 else array
+    rows = readable(rows, dtype)
+    row, col = (stride // rows.itemsize for stride in rows.strides)
+    return rows, Feed(rows.dtype.name, rows.shape[1], row, col, scale, offset)
+
+
+def samples(x: object, input_shape: tuple[int, ...] | None, name: str = "x") -> np.ndarray:
+    """Inputs as an array whose first dimension counts samples; 1-D inputs are (n, 1)."""
+    array = as_numbers(x, name)
+    if array.ndim == 0:
+        raise ValueError(f"{name} must be an array of samples, got the single number {array}")
+    if array.ndim == 1:
+        array = array[:, np.newaxis]
+    if len(array) == 0:
+        raise ValueError(f"{name} is empty: shape {np.shape(x)}")
+    if 0 in array.shape:
+        raise ValueError(f"{name} has samples without values: shape {np.shape(x)}")
+    if input_shape is not None and array.shape[1:] != input_shape:
+        expected = ", ".join(["n", *map(str, input_shape)])
+        raise ValueError(f"{name} must have shape ({expected}), got {np.shape(x)}")
+    return array
+
+
+def targets(y: object, loss: Loss, units: int, n: int, dtype: str) -> np.ndarray:
+    """Targets that fit a loss with `units` outputs for `n` samples.
+
+    Class numbers come back as contiguous int64 of shape (n,), others as a matrix (n, units).
+    """
+    if y is None:
+        raise ValueError("y is missing: training and evaluation need targets")
+    array = as_numbers(y, "y")
+    if array.ndim == 0 or len(array) != n:
+        raise ValueError(f"y must have one entry for each of the {n} samples of x, got shape {array.shape}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"y holds {array[where]} at {where}: targets must be finite")
+    return _labels(array, loss, units) if loss.labels else _values(array, loss, units, dtype)
+
+
+def _labels(array: np.ndarray, loss: Loss, units: int) -> np.ndarray:
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        hint = "; for one-hot targets use categorical_crossentropy" if array.shape[1:] == (units,) else ""
+        raise ValueError(f"y must hold class numbers of shape (n,) for {loss.name}, got shape {array.shape}{hint}")
+    labels = np.ascontiguousarray(array, dtype=np.int64)
+    if array.dtype.kind == "f" and (labels != array).any():
+        raise ValueError(f"y must hold whole class numbers for {loss.name}, got {array[labels != array][0]}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= units:
+        raise ValueError(
+            f"y must hold class numbers from 0 to {units - 1} (the last layer has {units} units), got {low} to {high}"
+        )
+    return labels
+
+
+def _values(array: np.ndarray, loss: Loss, units: int, dtype: str) -> np.ndarray:
+    if array.ndim == 1 and units == 1:
+        array = array[:, np.newaxis]
+    if array.shape[1:] != (units,):
+        hint = ""
+        if loss.name == "categorical_crossentropy" and array.ndim == 1:
+            hint = "; for class numbers use sparse_categorical_crossentropy"
+        raise ValueError(f"y must have shape (n, {units}) for {loss.name}, got {array.shape}{hint}")
+    if loss.activation is not None:
+        low, high = array.min(), array.max()
+        if low < 0 or high > 1:
+            raise ValueError(f"y must lie between 0 and 1 for {loss.name}, got values from {low} to {high}")
+    return readable(array, dtype)
+
+
+def weights(sample_weight: object, class_weight: object, y: np.ndarray, n: int) -> np.ndarray | None:
+    """Sample weights times the weights of the samples' classes, contiguous float64; None if there are neither."""
+    total = None
+    if sample_weight is not None:
+        array = as_numbers(sample_weight, "sample_weight")
+        if array.shape not in ((n,), (n, 1)):
+            raise ValueError(f"sample_weight must have shape ({n},), got {array.shape}")
+        if not np.isfinite(array).all() or (array < 0).any():
+            raise ValueError("sample_weight must be finite and not negative")
+        total = np.ascontiguousarray(array.reshape(n), dtype=np.float64)
+    if class_weight is not None:
+        factor = _class_weights(class_weight, y)
+        total = factor if total is None else total * factor
+    return total
+
+
+def _class_weights(class_weight: object, y: np.ndarray) -> np.ndarray:
+    if not isinstance(class_weight, dict):
+        raise TypeError(f"class_weight must be a dict from class to weight, got {class_weight!r}")
+    if y.ndim == 1:
+        classes = y
+    elif y.shape[1] == 1:
+        classes = y[:, 0]
+        if (classes != np.round(classes)).any():
+            raise ValueError("class_weight needs targets that are classes, got fractions")
+    else:
+        classes = y.argmax(axis=1)
+    factor = np.ones(len(y))
+    for label, weight in class_weight.items():
+        try:
+            value = float(weight)
+        except (TypeError, ValueError):
+            raise TypeError(f"class_weight[{label!r}] must be a number, got {weight!r}") from None
+        if not np.isfinite(value) or value < 0:
+            raise ValueError(f"class_weight[{label!r}] must be finite and not negative, got {weight!r}")
+        factor[classes == label] = value
+    return factor

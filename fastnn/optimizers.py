@@ -1,0 +1,164 @@
+"""Optimizers, with Keras' names, defaults and formulas.
+
+An optimizer holds hyperparameters and counts steps; the model owns its state, in buffers laid out like the parameters.  Changing
+`learning_rate` between epochs (from a callback, say) takes effect at once.
+"""
+
+import numpy as np
+
+from fastnn import _names
+from fastnn.plan import Update
+
+
+class Optimizer:
+    """The base of all optimizers.
+
+    Attributes
+    ----------
+    learning_rate : float
+        May be changed between epochs.
+    iterations : int
+        Steps done.
+    """
+
+    name = "optimizer"
+
+    def __init__(self, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
+        self.iterations = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """The factor of each update."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._learning_rate = _names.number(value, "learning_rate", low=0)
+
+    def rates(self, steps: int) -> np.ndarray:
+        """Step sizes of the next `steps` updates, float64."""
+        return np.full(steps, self.learning_rate)
+
+    def update(self) -> Update:
+        """What the optimizer is in a plan."""
+        raise NotImplementedError
+
+    def get_config(self) -> dict:
+        """Arguments that build the same optimizer again."""
+        return {"learning_rate": self.learning_rate}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.get_config().items())})"
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent.
+
+    Without momentum ``p -= learning_rate g``; with it ``v = momentum v - learning_rate g`` and ``p += v``, or with
+    Nesterov's form ``p += momentum v - learning_rate g``.  (torch keeps ``v`` without the learning rate.)
+
+    Parameters
+    ----------
+    learning_rate : float
+        At least 0.
+    momentum : float
+        From 0 to 1.
+    nesterov : bool
+        Whether to use Nesterov's form.
+
+    Examples
+    --------
+    >>> import fastnn
+    >>> fastnn.optimizers.SGD(0.1, momentum=0.9)
+    SGD(learning_rate=0.1, momentum=0.9, nesterov=False)
+    """
+
+    name = "sgd"
+
+    def __init__(self, learning_rate: float = 0.01, momentum: float = 0.0, nesterov: bool = False) -> None:
+        super().__init__(learning_rate)
+        self.momentum = _names.number(momentum, "momentum", low=0, high=1)
+        self.nesterov = bool(nesterov)
+
+    def update(self) -> Update:
+        """What the optimizer is in a plan."""
+        if self.momentum == 0:
+            return Update("sgd", 0, ())
+        return Update("nesterov" if self.nesterov else "momentum", 1, (("momentum", self.momentum),))
+
+    def get_config(self) -> dict:
+        """Arguments that build the same optimizer again."""
+        return {"learning_rate": self.learning_rate, "momentum": self.momentum, "nesterov": self.nesterov}
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, 2015), in Keras' form.
+
+    ``m += (1 - beta_1)(g - m)``, ``v += (1 - beta_2)(g^2 - v)`` and
+    ``p -= learning_rate sqrt(1 - beta_2^t) / (1 - beta_1^t) m / (sqrt(v) + epsilon)``.
+
+    Parameters
+    ----------
+    learning_rate : float
+        At least 0.
+    beta_1, beta_2 : float
+        Decay of the two moments, from 0 to less than 1.
+    epsilon : float
+        Added to the root; above 0.  (torch and scikit-learn use 1e-8, torch after the bias correction.)
+
+    Examples
+    --------
+    >>> import fastnn
+    >>> fastnn.optimizers.Adam().learning_rate
+    0.001
+    """
+
+    name = "adam"
+
+    def __init__(
+        self, learning_rate: float = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-7
+    ) -> None:
+        super().__init__(learning_rate)
+        self.beta_1 = _names.number(beta_1, "beta_1", low=0, high=1, open_high=True)
+        self.beta_2 = _names.number(beta_2, "beta_2", low=0, high=1, open_high=True)
+        self.epsilon = _names.number(epsilon, "epsilon", low=0, open_low=True)
+
+    def rates(self, steps: int) -> np.ndarray:
+        """Step sizes with the bias corrections, float64."""
+        t = np.arange(self.iterations + 1, self.iterations + steps + 1, dtype=np.float64)
+        return self.learning_rate * np.sqrt(1 - self.beta_2**t) / (1 - self.beta_1**t)
+
+    def update(self) -> Update:
+        """What the optimizer is in a plan."""
+        constants = (("decay_1", 1 - self.beta_1), ("decay_2", 1 - self.beta_2), ("epsilon", self.epsilon))
+        return Update("adam", 2, constants)
+
+    def get_config(self) -> dict:
+        """Arguments that build the same optimizer again."""
+        return {
+            "learning_rate": self.learning_rate,
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+        }
+
+
+CLASSES: dict[str, type[Optimizer]] = {cls.name: cls for cls in (SGD, Adam)}
+
+
+def get(identifier: object) -> Optimizer:
+    """Return the optimizer that `identifier` (a name or an `Optimizer`) stands for.
+
+    Raises
+    ------
+    ValueError
+        If there is no optimizer of that name; the nearest is suggested.
+    TypeError
+        If `identifier` is neither.
+    """
+    if isinstance(identifier, Optimizer):
+        return identifier
+    if isinstance(identifier, str):
+        return _names.find(identifier.lower(), CLASSES, "optimizer")()
+    raise TypeError(f"optimizer must be a name or a fastnn.optimizers object, got {identifier!r}")

@@ -1,0 +1,589 @@
+"""Lowering: from a network to a program, the list of operations that one step performs.
+
+A `Program` is neutral: operations name their kernel, and their operands are offsets into named buffers.  A backend
+gives the buffers memory and turns the operations into a table of records (`fastnn.records`) that its engine runs.
+
+The buffers of a program:
+
+==============  ==================================================================
+``params``      weights and biases of all layers, rows padded (see `Affine`)
+``state0/1``    the optimizer's state, the same layout as ``params``
+``arena``       activations, gradients, gathered batches: everything within a step
+``one``         the number 1, whose stride is 0: a column of ones
+``totals``      float64 sums over the steps of a run: the loss, then the metrics
+``x y weight index out``   the caller's arrays, bound for each run
+==============  ==================================================================
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fastnn import records
+from fastnn.records import Record
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An operand: an element of a buffer."""
+
+    buffer: str
+    offset: int = 0
+
+
+@dataclass
+class Op:
+    """One operation of a program.
+
+    `reads` and `writes` name regions of memory; from them `schedule` finds where the threads must wait for each other.
+    An operation `by_rows` gives each thread the same rows as every other operation by rows, so two of them in sequence need
+    no barrier.
+    """
+
+    kernel: str
+    record: Record
+    fields: dict[str, int | float | Ref]
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    by_rows: bool = False
+    epilogue: "Op | None" = None
+    barrier: bool = False
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``f(x W + b)``: W lies at `kernel` in ``params``, (inputs, units) with leading dimension `ld`; b at `bias`."""
+
+    name: str
+    inputs: int
+    units: int
+    ld: int
+    kernel: int
+    bias: int | None
+    activation: str = "linear"
+    alpha: float = 0.0
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """``f(x)`` by itself, where it cannot be part of a product."""
+
+    units: int
+    activation: str
+    alpha: float = 0.0
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout of the output of the stage before; `index` makes its random stream its own."""
+
+    units: int
+    rate: float
+    index: int
+
+
+Stage = Affine | Elementwise | Dropout
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How a 2-D array of the caller's is read: element strides, and a scaling on the way."""
+
+    dtype: str
+    cols: int
+    row: int
+    col: int
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Update:
+    """An optimizer: the kernel ``optimizers.<kernel>``, how many states it keeps, and its constants."""
+
+    kernel: str
+    states: int
+    constants: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is computed from the outputs: a loss, and metrics (kernel names, with a threshold for binary accuracy)."""
+
+    loss: str | None
+    fuses: str | None  # the activation that the loss kernel contains, if it is fused
+    metrics: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def labels(self) -> bool:
+        """Whether targets are class numbers."""
+        return self.loss == "sparse_softmax_crossentropy"
+
+
+@dataclass
+class Program:
+    """The operations of a step and the size of its arena in elements."""
+
+    ops: list[Op]
+    arena: int
+    flops: int
+
+
+@dataclass
+class Lowering:
+    """Lowers one network; the arguments that are the same for every mode are fields.
+
+    Parameters
+    ----------
+    stages
+        The network.
+    rows
+        Rows of the batch; `capacity` rows are laid out, so that a shorter last batch finds its padding where the full one has
+        it (and the step that consumes `capacity` rows of the caller's arrays).
+    pad
+        The backend's leading dimension for rows of n elements.
+    """
+
+    stages: list[Stage]
+    x: Feed
+    rows: int
+    capacity: int
+    pad: Callable[[int], int]
+    ops: list[Op] = field(default_factory=list)
+    arena: int = 0
+    flops: int = 0
+
+    # --- programs -----------------------------------------------------------------------------------------------
+
+    def predict(self) -> Program:
+        """Outputs for every row, written to ``out``."""
+        last = self._forward(training=False, fused=None)
+        units = self.stages[-1].units if self.stages else self.x.cols
+        self._add(
+            "rows.scatter",
+            records.SCATTER,
+            {
+                "x": self._ref(last),
+                "ld": self.pad(units),
+                "out": Ref("out"),
+                "rows": self.rows,
+                "cols": units,
+                "step_rows": self.capacity,
+            },
+            reads=(last,),
+            writes=("out",),
+            by_rows=True,
+        )
+        return self._finish()
+
+    def evaluate(self, objective: Objective, y: Feed | None, weighted: bool) -> Program:
+        """Sums of the loss and the metrics."""
+        last = self._forward(training=False, fused=objective.fuses)
+        self._objective(objective, y, weighted, last, gradient=False)
+        self._totals(objective, weighted)
+        return self._finish()
+
+    def train(self, objective: Objective, y: Feed | None, weighted: bool, update: Update) -> Program:
+        """One optimizer step, and the sums of the loss and the metrics."""
+        last = self._forward(training=True, fused=objective.fuses)
+        self._objective(objective, y, weighted, last, gradient=True)
+        self._backward(objective, update)
+        self._totals(objective, weighted)
+        return self._finish()
+
+    def _finish(self) -> Program:
+        schedule(self.ops)
+        return Program(self.ops, self.arena, self.flops)
+
+    # --- memory and operations ----------------------------------------------------------------------------------
+
+    def _take(self, region: str, elements: int) -> str:
+        self._places[region] = self.arena
+        self.arena += -(-elements // 64) * 64  # whole cache lines
+        return region
+
+    def _ref(self, region: str) -> Ref:
+        return Ref("arena", self._places[region])
+
+    def __post_init__(self) -> None:
+        self._places: dict[str, int] = {}
+        self._outputs: dict[int, str] = {0: "a0"}  # the region that holds each stage's output
+
+    def _add(self, kernel: str, record: Record, fields: dict[str, int | float | Ref], **rest) -> None:
+        self.ops.append(Op(kernel, record, fields, **rest))
+
+    def _gather(self, source: str, feed: Feed, region: str) -> str:
+        ld = self.pad(feed.cols)
+        self._take(region, self.capacity * ld)
+        self._add(
+            f"rows.gather_{feed.dtype}",
+            records.GATHER,
+            {
+                "x": Ref(source),
+                "index": Ref("index"),
+                "out": self._ref(region),
+                "rows": self.rows,
+                "cols": feed.cols,
+                "ld": ld,
+                "x_row": feed.row,
+                "x_col": feed.col,
+                "step_rows": self.capacity,
+                "scale": feed.scale,
+                "offset": feed.offset,
+            },
+            writes=(region,),
+            by_rows=True,
+        )
+        return region
+
+    def _gemm(self, epilogue: Op, fields: dict[str, int | float | Ref], reads: tuple[str, ...]) -> None:
+        self.flops += 2 * int(fields["m"]) * int(fields["n"]) * int(fields["k"])  # type: ignore[arg-type]
+        op = Op("gemm.gemm", records.GEMM, fields, reads=reads + epilogue.reads, writes=epilogue.writes)
+        op.epilogue = epilogue
+        self.ops.append(op)
+
+    # --- forward ------------------------------------------------------------------------------------------------
+
+    def _forward(self, *, training: bool, fused: str | None) -> str:
+        region = self._gather("x", self.x, "a0")
+        for i, stage in enumerate(self.stages, 1):
+            activation = getattr(stage, "activation", None)
+            if i == len(self.stages) and fused is not None:
+                activation = "linear"  # the loss kernel applies it
+            if isinstance(stage, Affine):
+                region = self._affine(stage, region, f"a{i}", activation or "linear")
+            elif isinstance(stage, Dropout):
+                if training:
+                    region = self._dropout(stage, region, self._take(f"a{i}", self.capacity * self.pad(stage.units)))
+            elif stage.activation != "linear":
+                # A fused loss overwrites the outputs, and the stage before still needs its own: hence the copy ("linear").
+                target = self._take(f"a{i}", self.capacity * self.pad(stage.units))
+                region = self._activate(activation or "linear", stage.alpha, stage.units, region, target)
+            self._outputs[i] = region
+        return region
+
+    def _affine(self, stage: Affine, region: str, target: str, activation: str) -> str:
+        ld = stage.ld
+        self._take(target, self.capacity * ld)
+        whole = activation == "softmax"  # needs the whole row, so it follows the product
+        epilogue = Op(
+            f"activations.{'linear' if whole else activation}_forward",
+            records.FORWARD,
+            {
+                "c": self._ref(target),
+                "c_row": ld,
+                "c_col": 1,
+                "bias": 0 if stage.bias is None else Ref("params", stage.bias),
+                "alpha": stage.alpha,
+            },
+            reads=(f"bias {stage.name}",),
+            writes=(target,),
+        )
+        self._gemm(
+            epilogue,
+            {
+                "a": self._ref(region),
+                "a_row": self._ld_before(stage),
+                "a_col": 1,
+                "b": Ref("params", stage.kernel),
+                "b_row": ld,
+                "b_col": 1,
+                "m": self.rows,
+                "n": self._whole(stage.units),
+                "k": stage.inputs,
+            },
+            reads=(region, f"kernel {stage.name}"),
+        )
+        return self._activate("softmax", 0.0, stage.units, target, target) if whole else target
+
+    def _whole(self, n: int) -> int:
+        """Columns of a padded row that a product computes: whole vectors, so that no tile is ragged."""
+        return -(-n // self.lanes) * self.lanes
+
+    @property
+    def lanes(self) -> int:
+        """Elements that rows are padded to a multiple of."""
+        return self.pad(1)
+
+    def _ld_before(self, stage: Affine) -> int:
+        return self.pad(stage.inputs)
+
+    def _activate(self, activation: str, alpha: float, units: int, region: str, target: str) -> str:
+        rows_kernel = activation == "softmax"
+        ld = self.pad(units)
+        self._add(
+            "activations.softmax_rows" if rows_kernel else f"activations.{activation}_map",
+            records.MAP,
+            {
+                "x": self._ref(region),
+                "y": self._ref(target),
+                "n": self.rows * ld,
+                "rows": self.rows,
+                "cols": units,
+                "ld": ld,
+                "alpha": alpha,
+            },
+            reads=(region,),
+            writes=(target,),
+            by_rows=rows_kernel,
+        )
+        return target
+
+    def _dropout(self, stage: Dropout, region: str, target: str) -> str:
+        keep = 1.0 - stage.rate
+        self._add(
+            "dropout.dropout",
+            records.DROPOUT,
+            {
+                "x": self._ref(region),
+                "y": self._ref(target),
+                "rows": self.rows,
+                "cols": stage.units,
+                "ld": self.pad(stage.units),
+                "keep": keep,
+                "threshold": min(round(keep * 2**32), 2**32),
+                "layer": stage.index,
+            },
+            reads=(region,),
+            writes=(target,),
+            by_rows=True,
+        )
+        return target
+
+    # --- loss and metrics ---------------------------------------------------------------------------------------
+
+    def _objective(self, objective: Objective, y: Feed | None, weighted: bool, last: str, *, gradient: bool) -> None:
+        units = self.stages[-1].units if self.stages else self.x.cols
+        ld = self.pad(units)
+        target: dict[str, int | float | Ref] = {}
+        if y is None:
+            self._take("labels", self.capacity * 2)  # int64 in an arena of float32
+            self._add(
+                "rows.gather_labels",
+                records.LABELS,
+                {
+                    "labels": Ref("y"),
+                    "index": Ref("index"),
+                    "out": self._ref("labels"),
+                    "rows": self.rows,
+                    "step_rows": self.capacity,
+                },
+                writes=("labels",),
+                by_rows=True,
+            )
+            target["label"] = self._ref("labels")
+        else:
+            self._gather("y", y, "targets")
+            target["target"] = self._ref("targets")
+            target["target_ld"] = self.pad(y.cols)
+        if weighted:
+            # One column, packed densely: a vector of weights.
+            self._take("weights", self.capacity)
+            self._add(
+                "rows.gather_float64",
+                records.GATHER,
+                {
+                    "x": Ref("weight"),
+                    "index": Ref("index"),
+                    "out": self._ref("weights"),
+                    "rows": self.rows,
+                    "cols": 1,
+                    "ld": 1,
+                    "x_row": 1,
+                    "x_col": 1,
+                    "step_rows": self.capacity,
+                    "scale": 1.0,
+                },
+                writes=("weights",),
+                by_rows=True,
+            )
+        shape: dict[str, int | float | Ref] = {"z": self._ref(last), "rows": self.rows, "cols": units, "ld": ld}
+        reads = (last, "labels", "targets", "weights")
+        if objective.loss is not None:
+            self._take("value 0", self.capacity)
+            if gradient:
+                self._take(f"d{len(self.stages)}", self.capacity * ld)
+            self._add(
+                f"losses.{objective.loss}",
+                records.LOSS,
+                {
+                    **shape,
+                    **target,
+                    "weight": self._ref("weights") if weighted else 0,
+                    "grad": self._ref(f"d{len(self.stages)}") if gradient else 0,
+                    "value": self._ref("value 0"),
+                    "scale": 1.0 / self.rows,
+                },
+                reads=reads,
+                writes=(last, f"d{len(self.stages)}", "value 0"),
+                by_rows=True,
+            )
+        for i, (metric, threshold) in enumerate(objective.metrics, 1):
+            self._take(f"value {i}", self.capacity)
+            self._add(
+                f"metrics.{metric}",
+                records.METRIC,
+                {**shape, **target, "value": self._ref(f"value {i}"), "threshold": threshold},
+                reads=reads,
+                writes=(f"value {i}",),
+                by_rows=True,
+            )
+
+    def _totals(self, objective: Objective, weighted: bool) -> None:
+        for i in range(len(objective.metrics) + 1):
+            self._add(
+                "rows.total",
+                records.TOTAL,
+                {
+                    "value": self._ref(f"value {i}"),
+                    "weight": self._ref("weights") if weighted and i == 0 else 0,
+                    "rows": self.rows,
+                    "totals": Ref("totals"),
+                    "slot": i,
+                },
+                reads=(f"value {i}", "weights"),
+                writes=(f"total {i}",),
+            )
+
+    # --- backward -----------------------------------------------------------------------------------------------
+
+    def _backward(self, objective: Objective, update: Update) -> None:
+        """From the gradient of the outputs to updated parameters, last stage first.
+
+        ``d<i>`` holds the gradient of stage i's output, then, in place, of what its activation was applied to.
+        """
+        first = next((i for i, s in enumerate(self.stages, 1) if isinstance(s, Affine)), None)
+        if first is None:
+            return
+        differentiated = objective.fuses is not None  # whether d<i> already includes the activation's slope
+        gradient = f"d{len(self.stages)}"
+        for i in range(len(self.stages), first - 1, -1):
+            stage = self.stages[i - 1]
+            if isinstance(stage, Dropout):
+                self._dropout(stage, gradient, gradient)
+            elif not differentiated:
+                self._differentiate(stage.activation, stage.alpha, stage.units, i, gradient)
+            if isinstance(stage, Affine):
+                before = gradient
+                fused = False
+                if i > first:
+                    gradient, fused = self._input_gradient(stage, i, gradient)
+                self._update(stage, i, before, update)
+                differentiated = fused
+            else:
+                differentiated = False
+
+    def _differentiate(self, activation: str, alpha: float, units: int, i: int, gradient: str) -> None:
+        """d = d * f'(a), in place."""
+        if activation == "linear":
+            return
+        output = self._outputs[i]
+        self._add(
+            f"activations.{activation}_gradient",
+            records.MAP,
+            {
+                "x": self._ref(output),
+                "g": self._ref(gradient),
+                "y": self._ref(gradient),
+                "rows": self.rows,
+                "cols": units,
+                "ld": self.pad(units),
+                "alpha": alpha,
+            },
+            reads=(output, gradient),
+            writes=(gradient,),
+            by_rows=True,
+        )
+
+    def _input_gradient(self, stage: Affine, i: int, gradient: str) -> tuple[str, bool]:
+        """dA = D W', times the slope of the activation before where that is a plain function of its output."""
+        ld = self.pad(stage.inputs)
+        target = self._take(f"d{i - 1}", self.capacity * ld)
+        previous = self.stages[i - 2]
+        activation = getattr(previous, "activation", "linear")
+        fused = isinstance(previous, Affine) and activation != "softmax"
+        output = self._outputs[i - 1]
+        if fused and activation != "linear":
+            epilogue = Op(
+                f"activations.{activation}_backward",
+                records.BACKWARD,
+                {"c": self._ref(target), "c_row": ld, "c_col": 1, "y": self._ref(output), "alpha": previous.alpha},  # type: ignore[union-attr]
+                reads=(output,),
+                writes=(target,),
+            )
+        else:
+            epilogue = Op(
+                "activations.linear_forward",
+                records.FORWARD,
+                {"c": self._ref(target), "c_row": ld, "c_col": 1, "bias": 0},
+                writes=(target,),
+            )
+        self._gemm(
+            epilogue,
+            {
+                "a": self._ref(gradient),
+                "a_row": stage.ld,
+                "a_col": 1,
+                "b": Ref("params", stage.kernel),
+                "b_row": 1,
+                "b_col": stage.ld,
+                "m": self.rows,
+                "n": stage.inputs,
+                "k": stage.units,
+            },
+            reads=(gradient, f"kernel {stage.name}"),
+        )
+        return target, fused
+
+    def _update(self, stage: Affine, i: int, gradient: str, update: Update) -> None:
+        """W and b by dW = A' D and db = 1' D, which never reach memory."""
+        inputs = self._outputs[i - 1]
+        products: list[tuple[str, int, Ref, int, int, int]] = [
+            (f"kernel {stage.name}", stage.kernel, self._ref(inputs), self._ld_before(stage), 1, stage.inputs)
+        ]
+        if stage.bias is not None:
+            products.append((f"bias {stage.name}", stage.bias, Ref("one"), 0, 0, 1))
+        for region, at, a, a_col, a_row, m in products:
+            epilogue = Op(
+                f"optimizers.{update.kernel}",
+                records.UPDATE,
+                {
+                    "p": Ref("params", at),
+                    "p_row": stage.ld,
+                    "s0": Ref("state0", at) if update.states > 0 else 0,
+                    "s1": Ref("state1", at) if update.states > 1 else 0,
+                    **dict(update.constants),
+                },
+                writes=(region,),
+            )
+            self._gemm(
+                epilogue,
+                {
+                    "a": a,
+                    "a_row": a_row,
+                    "a_col": a_col,
+                    "b": self._ref(gradient),
+                    "b_row": stage.ld,
+                    "b_col": 1,
+                    "m": m,
+                    "n": self._whole(stage.units),
+                    "k": self.rows,
+                },
+                reads=(inputs, gradient),
+            )
+
+
+def schedule(ops: list[Op]) -> None:
+    """Set `Op.barrier` where an operation needs what others do since the last barrier, or overwrites what they use."""
+    since: list[Op] = []
+    for op in ops:
+
+        def conflicts(earlier: Op, op: Op = op) -> bool:
+            if earlier.by_rows and op.by_rows:
+                return False
+            wrote, used = set(earlier.writes), set(earlier.writes) | set(earlier.reads)
+            return bool(wrote & set(op.reads)) or bool(used & set(op.writes))
+
+        op.barrier = any(conflicts(earlier) for earlier in since)
+        if op.barrier:
+            since = []
+        since.append(op)
