@@ -16,7 +16,7 @@ from fastnn.layers import Dense, Flatten, Input, Rescaling
 TITLE = {"mnist": "MNIST", "digits": "scikit-learn's digits"}
 LARGEST = {"mnist": 255, "digits": 16}  # pixel value
 BLUE, ORANGE, GREY = "#2066a8", "#d1781e", "#5f6670"
-MOST_ERRORS = 35  # that are shown
+MOST_ERRORS = 36  # that are shown
 
 
 class Stopwatch(Callback):
@@ -140,7 +140,7 @@ def plot(
     surest = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:MOST_ERRORS]
     shown = f"all {len(wrong)}" if len(wrong) == len(surest) else f"the {len(surest)} surest of {len(wrong):,}"
     right.suptitle(f"Errors, {shown}: predicted (true)" if len(wrong) else "No errors", fontsize=12, color=GREY)
-    columns = max(4, math.ceil(math.sqrt(1.2 * len(surest))))
+    columns = max(4, math.ceil(math.sqrt(len(surest))))
     for place, i in enumerate(surest):
         axes = right.add_subplot(-(-len(surest) // columns), columns, place + 1)
         axes.imshow(x[i], cmap="gray_r", vmin=0)

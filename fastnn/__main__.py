@@ -23,9 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _rows() -> Iterator[tuple[str, str]]:
-    yield "fastnn", _version("fastnn")
+    yield "fastnn", fastnn.__version__
     for package in ("numpy", "numba", "llvmlite"):
-        yield package, _version(package)
+        yield package, importlib.metadata.version(package)
     yield "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     cpu = target.host()
     yield "CPU", cpu.cpu
@@ -36,13 +36,6 @@ def _rows() -> Iterator[tuple[str, str]]:
     yield "threads", str(fastnn.get_num_threads())
     yield "kernel cache", _kernel_cache(loader.cache_folder())
     yield "CUDA", _cuda()
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # a source tree on the path, not installed
-        return "not installed"
 
 
 def _instruction_set(cpu: target.Target) -> str:
@@ -70,7 +63,7 @@ def _cuda() -> str:
     # numba-cuda provides numba_cuda; to find it is enough: importing it would start the driver.
     if importlib.util.find_spec("numba_cuda") is None:
         return "not installed"
-    return f"numba-cuda {_version('numba-cuda')}"
+    return f"numba-cuda {importlib.metadata.version('numba-cuda')}"
 
 
 if __name__ == "__main__":

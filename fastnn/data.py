@@ -110,8 +110,9 @@ def weights(sample_weight: object, class_weight: object, y: np.ndarray, n: int) 
         array = as_numbers(sample_weight, "sample_weight")
         if array.shape not in ((n,), (n, 1)):
             raise ValueError(f"sample_weight must have shape ({n},), got {array.shape}")
-        if not np.isfinite(array).all() or (array < 0).any():
-            raise ValueError("sample_weight must be finite and not negative")
+        bad = array[~(np.isfinite(array) & (array >= 0))]
+        if bad.size:
+            raise ValueError(f"sample_weight must be finite and not negative, got {bad.flat[0]}")
         total = np.ascontiguousarray(array.reshape(n), dtype=np.float64)
     if class_weight is not None:
         factor = _class_weights(class_weight, y)

@@ -47,7 +47,7 @@ class Network:
         self.dtype = dtype
         self.backend = backend
         self.layers = list(layers)
-        self.names = unique_names(layers)
+        self.rng = rng
         self.shapes: list[Shape] = []
         self.scale, self.offset = 1.0, 0.0
         self.stages: list[Stage] = []
@@ -74,7 +74,8 @@ class Network:
 
     def _lay_out(self, pad) -> None:
         shape = self.input_shape
-        for position, (layer, name) in enumerate(zip(self.layers, self.names, strict=True)):
+        for position, layer in enumerate(self.layers):
+            name = str(layer.name)
             before = shape
             shape = layer.output_shape(before)
             self.shapes.append(shape)
@@ -160,19 +161,3 @@ class Network:
             self.state.append(self.backend.allocate(self.size, self.dtype))
         return {"params": self.params} | {f"state{i}": s for i, s in enumerate(self.state[:states])}
 
-
-def unique_names(layers: Sequence[Layer]) -> list[str]:
-    """Names for all layers: their own, or dense, dense_1, ..."""
-    taken = {layer.name for layer in layers if layer.name}
-    names = []
-    for layer in layers:
-        name = layer.name
-        if name is None:
-            base = type(layer).__name__.lower()
-            name, count = base, 0
-            while name in taken:
-                count += 1
-                name = f"{base}_{count}"
-            taken.add(name)
-        names.append(name)
-    return names

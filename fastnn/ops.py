@@ -20,10 +20,10 @@ from fastnn.threads import get_num_threads
 def _floats(value: object, name: str) -> np.ndarray:
     """`value` as an aligned array of float32 or float64 in native byte order."""
     array = np.asarray(value)
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+    if array.dtype.kind not in "biu" and array.dtype.name not in ("float32", "float64"):
         raise TypeError(f"{name} must be an array of float32, float64, integers or bools, got dtype {array.dtype}")
-    if array.dtype.name not in ("float32", "float64"):
-        array = array.astype(np.float32 if array.dtype.kind == "f" or not isinstance(value, np.ndarray) else np.float64)
+    if array.dtype.kind != "f":
+        array = array.astype(np.float64 if isinstance(value, np.ndarray | np.generic) else np.float32)
     elif not isinstance(value, np.ndarray | np.generic):
         array = array.astype(np.float32)
     whole = all(stride % array.itemsize == 0 for stride in array.strides)
@@ -442,10 +442,14 @@ def _loss(
     return float(value.sum(dtype=np.float64) / len(work)), grad
 
 
-def _same_shape(z: np.ndarray, t: np.ndarray, names: str) -> tuple[np.ndarray, np.ndarray]:
+def _same_shape(first: object, second: object, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions and targets of one shape and dtype; targets that are integers take the dtype of the predictions."""
+    z, t = _floats(first, names[0]), _floats(second, names[1])
+    exact = np.asarray(second).dtype.kind != "f"
     if z.shape != t.shape or z.ndim == 0:
-        raise ValueError(f"{names} must have the same shape of at least one dimension, got {z.shape} and {t.shape}")
-    z, t = _common(z, t)
+        raise ValueError(f"{' and '.join(names)} must have the same shape of at least one dimension, got {z.shape} and {t.shape}")
+    if t.dtype != z.dtype:
+        z, t = (z, t.astype(z.dtype)) if exact else _common(z, t)
     return z, np.ascontiguousarray(t)
 
 
@@ -480,7 +484,7 @@ def bce_with_logits(z: object, t: object, out: np.ndarray | None = None) -> tupl
     >>> round(loss, 4), grad
     (0.3466, array([-0.25,  0.  ], dtype=float32))
     """
-    zs, ts = _same_shape(_floats(z, "z"), _floats(t, "t"), "z and t")
+    zs, ts = _same_shape(z, t, ("z", "t"))
     if ts.size and not (ts.min() >= 0 and ts.max() <= 1):
         raise ValueError(f"t must lie between 0 and 1, got values from {ts.min()} to {ts.max()}")
     return _loss("sigmoid_crossentropy", zs, ts, False, out, columns_mean=True)
@@ -522,7 +526,7 @@ def softmax_cross_entropy(z: object, t: object, out: np.ndarray | None = None) -
         raise ValueError(f"z must have shape (n, classes), got {zs.shape}")
     target = np.asarray(t)
     if target.ndim == 1:
-        if target.dtype.kind not in "iu" or len(target) != len(zs):
+        if target.dtype.kind not in "biu" or len(target) != len(zs):
             raise ValueError(
                 f"t must hold {len(zs)} class numbers (integers) or have shape {zs.shape}, got {target.dtype} of shape "
                 f"{target.shape}"
@@ -533,7 +537,7 @@ def softmax_cross_entropy(z: object, t: object, out: np.ndarray | None = None) -
                 f"t must hold class numbers from 0 to {zs.shape[1] - 1}, got {labels.min()} to {labels.max()}"
             )
         return _loss("sparse_softmax_crossentropy", zs, labels, True, out, columns_mean=False)
-    zs, ts = _same_shape(zs, _floats(t, "t"), "z and t")
+    zs, ts = _same_shape(zs, t, ("z", "t"))
     if ts.size and not (ts.min() >= 0 and ts.max() <= 1):
         raise ValueError(f"t must lie between 0 and 1, got values from {ts.min()} to {ts.max()}")
     return _loss("softmax_crossentropy", zs, ts, False, out, columns_mean=False)
@@ -562,7 +566,7 @@ def mse(y: object, t: object, out: np.ndarray | None = None) -> tuple[float, np.
     >>> fastnn.mse([1.0, 2.0], [1.0, 0.0])
     (2.0, array([0., 2.], dtype=float32))
     """
-    ys, ts = _same_shape(_floats(y, "y"), _floats(t, "t"), "y and t")
+    ys, ts = _same_shape(y, t, ("y", "t"))
     return _loss("mean_squared_error", ys, ts, False, out, columns_mean=True)
 
 

@@ -77,7 +77,8 @@ GEMM = Record(
     pack="int",  # 1: copy each panel of B into scratch before use
     kc="int",  # depth of one block of k
     rows="int",  # rows of C that one task computes
-    scratch="T*",  # per thread: kc * NR for a panel of B, then rows * NR for partial tiles
+    panels="int",  # panels (of NR columns) of C that one task computes
+    scratch="T*",  # per thread: the panels of B, kc * NR each, then their partial tiles, rows * NR each
     scratch_stride="int",
 )
 

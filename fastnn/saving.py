@@ -6,7 +6,6 @@ builds layers from a fixed list of classes: nothing in a file is executed.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import tempfile
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastnn import layers, losses, optimizers
+from fastnn import __version__, layers, losses, optimizers
 
 if TYPE_CHECKING:
     from fastnn.sequential import Sequential
@@ -44,8 +43,7 @@ def save(model: Sequential, filepath: str | Path, *, whole: bool) -> None:
             }
             for i, state in enumerate(network.state):
                 arrays |= {f"state{i}/{n}": np.ascontiguousarray(v) for n, v in network.views(state)}
-    version = importlib.metadata.version("fastnn")
-    metadata = {"fastnn": version, "format": FORMAT, "architecture": json.dumps(meta)}
+    metadata = {"fastnn": __version__, "format": FORMAT, "architecture": json.dumps(meta)}
     _write(Path(filepath), to_bytes(arrays, metadata))
 
 

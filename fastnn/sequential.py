@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,8 @@ class Sequential:
         candidate = [*self.layers, layer]
         network = None
         shape = self.input_shape
+        if layer.name is None:
+            layer.name = _free_name(layer, {e.name for e in self.layers})
         if shape is not None:
             network = self._build(candidate, shape, self.network)
         self.layers = candidate
@@ -153,10 +156,13 @@ class Sequential:
         self._adopt(self._build(self.layers, shape, None))
 
     def _build(self, layers: list[Layer], shape: Shape, old: Network | None) -> Network:
-        return Network(layers, shape, self.dtype, self.backend, self._init_rng, old)
+        """A network that the model may adopt; the model's own generator moves on only then."""
+        return Network(layers, shape, self.dtype, self.backend, copy.deepcopy(self._init_rng), old)
 
     def _adopt(self, network: Network | None) -> None:
         self.network = network
+        if network is not None:
+            self._init_rng = network.rng
         self._programs.clear()
         if self.optimizer is not None:
             self.optimizer.iterations = 0
@@ -205,17 +211,16 @@ class Sequential:
             raise RuntimeError("the model is not compiled: call compile(optimizer, loss) first")
         return self.loss, self.optimizer
 
-    def _prepare(self, x: object) -> np.ndarray:
-        """Validated inputs; builds the model for them if that is still to be done."""
-        array = data.samples(x, self.input_shape)
-        if self.network is None:
-            if not self.layers:
-                raise RuntimeError("the model has no layers")
-            network = self._build(self.layers, array.shape[1:], None)
-            if self.loss is not None:
-                self._objective(self.loss, self.metrics, network)
-            self._adopt(network)
-        return array
+    def _network_for(self, x: np.ndarray) -> Network:
+        """The model's network, or one built for these samples, which is the model's only once it is adopted."""
+        if self.network is not None:
+            return self.network
+        if not self.layers:
+            raise RuntimeError("the model has no layers")
+        network = self._build(self.layers, x.shape[1:], None)
+        if self.loss is not None:
+            self._objective(self.loss, self.metrics, network)
+        return network
 
     # --- training and using -------------------------------------------------------------------------------------
 
@@ -355,8 +360,7 @@ class Sequential:
 
     def predict_on_batch(self, x: object) -> np.ndarray:
         """Return the outputs for samples computed as one batch."""
-        array = data.samples(x, self.input_shape)
-        return training.predict(self, array, len(array))
+        return training.predict(self, x, None, whole=True)
 
     def train_on_batch(
         self,
@@ -429,6 +433,16 @@ class Sequential:
 
     def __repr__(self) -> str:
         return f"<Sequential {self.name!r}: {len(self.layers)} layers, {self.dtype}, on {self.device}>"
+
+
+def _free_name(layer: Layer, taken: set[str | None]) -> str:
+    """dense, dense_1, ..."""
+    base = type(layer).__name__.lower()
+    name, count = base, 0
+    while name in taken:
+        count += 1
+        name = f"{base}_{count}"
+    return name
 
 
 def _check_metrics(names: object) -> list[str]:

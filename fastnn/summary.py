@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from fastnn.network import unique_names
-
 if TYPE_CHECKING:
     from fastnn.sequential import Sequential
 
@@ -14,16 +12,15 @@ if TYPE_CHECKING:
 def summary_table(model: Sequential) -> str:
     """Layers, output shapes and numbers of parameters as aligned text."""
     network = model.network
-    names = unique_names(model.layers)
     rows = [("Layer", "Output shape", "Parameters")]
-    for i, (layer, name) in enumerate(zip(model.layers, names, strict=True)):
+    for i, layer in enumerate(model.layers):
         shape, count = "?", "?"
         if network is not None:
             before = network.shapes[i - 1] if i else network.input_shape
             shape = f"({', '.join(['n', *map(str, network.shapes[i])])})"
             count = f"{sum(math.prod(p.shape) for p in layer.parameters(before)):,}"
         activation = getattr(layer, "activation", None)
-        label = f"{name} ({type(layer).__name__}{', ' + activation.name if activation else ''})"
+        label = f"{layer.name} ({type(layer).__name__}{', ' + activation.name if activation else ''})"
         rows.append((label, shape, count))
     widths = [max(len(row[c]) for row in rows) for c in range(3)]
     rule = "-" * (sum(widths) + 4)

@@ -86,37 +86,55 @@ class Samples:
 
     def __init__(
         self,
-        model: Sequential,
+        network: Network,
         x: np.ndarray,
-        y: object,
+        loss: Loss | None = None,
+        y: object = None,
         sample_weight: object = None,
         class_weight: dict | None = None,
-        *,
-        targets: bool = True,
-        loss: Loss | None = None,
     ) -> None:
-        network = model._built()
         self.n = len(x)
-        self.x, self.x_feed = data.matrix(x, model.dtype, network.scale, network.offset)
+        self.x, self.x_feed = data.matrix(x, network.dtype, network.scale, network.offset)
         self.y: np.ndarray | None = None
         self.y_feed: Feed | None = None
         self.weight: np.ndarray | None = None
-        if targets and loss is not None:
-            self.y = data.targets(y, loss, network.units, self.n, model.dtype)
+        if loss is not None:
+            self.y = data.targets(y, loss, network.units, self.n, network.dtype)
             self.weight = data.weights(sample_weight, class_weight, self.y, self.n)
             if self.y.ndim == 2:
-                self.y, self.y_feed = data.matrix(self.y, model.dtype)
+                self.y, self.y_feed = data.matrix(self.y, network.dtype)
 
     def bind(self, program: Any, index: np.ndarray | None = None) -> None:
         """Give an executable these arrays."""
         program.bind(x=self.x, y=self.y, weight=self.weight, index=index)
 
 
-def predict(model: Sequential, x: object, batch_size: int | None) -> np.ndarray:
-    """Outputs for all samples."""
+def checked(
+    model: Sequential, x: object, y: object = None, sample_weight: object = None, class_weight: dict | None = None
+) -> Samples:
+    """Validated samples; only when all is well is the model built for them, if that is still to be done."""
+    loss, _ = model._compiled()
+    array = data.samples(x, model.input_shape)
+    network = model._network_for(array)
+    samples = Samples(network, array, loss, y, sample_weight, class_weight)
+    adopt(model, network)
+    return samples
+
+
+def adopt(model: Sequential, network: Network) -> None:
+    """Make `network` the model's, if it is not yet."""
+    if model.network is not network:
+        model._adopt(network)
+
+
+def predict(model: Sequential, x: object, batch_size: int | None, *, whole: bool = False) -> np.ndarray:
+    """Outputs for all samples, `batch_size` (or the `whole`) at once."""
     batch = CHUNK if batch_size is None else _names.integer(batch_size, "batch_size", low=1)
-    samples = Samples(model, model._prepare(x), None, targets=False)
-    network = model._built()
+    array = data.samples(x, model.input_shape)
+    network = model._network_for(array)
+    samples = Samples(network, array)
+    adopt(model, network)
+    batch = samples.n if whole else batch
     out = np.empty((samples.n, network.units), model.dtype)
     program = executable(model, "predict", samples.n, batch, samples.x_feed)
     samples.bind(program)
@@ -129,9 +147,8 @@ def evaluate(
     model: Sequential, x: object, y: object, *, batch_size: int | None, sample_weight: object
 ) -> dict[str, float]:
     """Loss and metrics over all samples."""
-    loss, _ = model._compiled()
     batch = CHUNK if batch_size is None else _names.integer(batch_size, "batch_size", low=1)
-    samples = Samples(model, model._prepare(x), y, sample_weight, loss=loss)
+    samples = checked(model, x, y, sample_weight)
     return evaluate_samples(model, samples, batch)
 
 
@@ -154,8 +171,8 @@ def train_on_batch(
     model: Sequential, x: object, y: object, sample_weight: object, class_weight: dict | None
 ) -> dict[str, float]:
     """One step."""
-    loss, optimizer = model._compiled()
-    samples = Samples(model, model._prepare(x), y, sample_weight, class_weight, loss=loss)
+    _, optimizer = model._compiled()
+    samples = checked(model, x, y, sample_weight, class_weight)
     program = executable(
         model, "train", samples.n, samples.n, samples.x_feed, samples.y_feed, samples.weight is not None
     )
@@ -194,15 +211,17 @@ def fit(
     split = _names.number(validation_split, "validation_split", low=0, high=1, open_high=True)
     if validation_data is not None and (not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3)):
         raise ValueError("validation_data must be (x, y) or (x, y, sample_weight)")
-    x = model._prepare(x)
+    x = data.samples(x, model.input_shape)
+    network = model._network_for(x)
     held_out: Samples | None = None
     if validation_data is not None:
-        xv = data.samples(validation_data[0], model.input_shape, "validation x")
-        held_out = Samples(model, xv, *validation_data[1:], loss=loss)
+        xv = data.samples(validation_data[0], network.input_shape, "validation x")
+        held_out = Samples(network, xv, loss, *validation_data[1:])
     if split and validation_data is None:
-        x, y, sample_weight, rest = _split(x, y, sample_weight, split)
-        held_out = Samples(model, *rest, loss=loss)
-    samples = Samples(model, x, y, sample_weight, class_weight, loss=loss)
+        x, y, sample_weight, (xv, *rest) = _split(x, y, sample_weight, split)
+        held_out = Samples(network, xv, loss, *rest)
+    samples = Samples(network, x, loss, y, sample_weight, class_weight)
+    adopt(model, network)
     history = callbacks_.History()
     bar = callbacks_.ProgressBar(verbose) if verbose else None
     everyone = [history, *hooks, *([bar] if bar else [])]

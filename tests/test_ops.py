@@ -114,7 +114,7 @@ def test_products_convert_integers(kind, f):
     a, b = integers((4, 5), kind, 1), integers((5, 3), kind, 2)
     exact = a.astype(float) @ b.astype(float)
     result = getattr(fastnn, f)(a, b)
-    assert result.dtype == np.float32
+    assert result.dtype == np.float64
     np.testing.assert_array_equal(result, exact)
     wide = getattr(fastnn, f)(a, b.astype(np.float64))
     assert wide.dtype == np.float64
@@ -235,11 +235,8 @@ def test_unary_large_array(name):
 def test_unary_converts_integers(name, kind):
     x = integers((5, 7), kind)
     result = getattr(fastnn, name)(x)
-    assert result.dtype == np.float32
-    expected = unary_expected(name, x)
-    if name == "leaky_relu_derivative":
-        expected = expected.astype(np.float32)
-    np.testing.assert_allclose(result, expected, **unary_tolerance(name, "float32"))
+    assert result.dtype == np.float64
+    np.testing.assert_allclose(result, unary_expected(name, x), **unary_tolerance(name, "float64"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -36,10 +36,10 @@ def assert_weights(model, reference, rtol=1e-10):
 
 OPTIMIZERS = {
     "SGD": (lambda: optimizers.SGD(0.1), lambda: ref.SGD(learning_rate=0.1)),
-    "momentum": (lambda: optimizers.SGD(0.05, momentum=0.9), lambda: ref.SGD(learning_rate=0.05, momentum=0.9)),
+    "momentum": (lambda: optimizers.SGD(0.01, momentum=0.8), lambda: ref.SGD(learning_rate=0.01, momentum=0.8)),
     "Nesterov": (
-        lambda: optimizers.SGD(0.05, momentum=0.9, nesterov=True),
-        lambda: ref.SGD(learning_rate=0.05, momentum=0.9, nesterov=True),
+        lambda: optimizers.SGD(0.01, momentum=0.8, nesterov=True),
+        lambda: ref.SGD(learning_rate=0.01, momentum=0.8, nesterov=True),
     ),
     "Adam": (lambda: optimizers.Adam(0.01), lambda: ref.Adam(learning_rate=0.01)),
     "Adam, all set": (

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import reference as ref
 
 import fastnn
 from fastnn import layers, optimizers
@@ -108,6 +109,35 @@ def test_errors_in_callbacks_reach_the_caller():
     with pytest.raises(KeyError, match="mine"):
         model.fit(X, Y, callbacks=[Fails()], verbose=0)
     assert np.isfinite(model.fit(X, Y, verbose=0).history["loss"]).all()
+
+
+def test_interruption_leaves_the_last_finished_batch():
+    class Interrupt(Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                raise KeyboardInterrupt
+
+    model, twin = small_model(), small_model()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, batch_size=4, epochs=3, shuffle=False, callbacks=[Interrupt()], verbose=0)
+    twin.fit(X[:12], Y[:12], batch_size=4, shuffle=False, verbose=0)
+    np.testing.assert_array_equal(model.get_weights()[0], twin.get_weights()[0])
+    for m in (model, twin):
+        m.fit(X, Y, epochs=2, shuffle=False, verbose=0)
+    np.testing.assert_array_equal(model.get_weights()[0], twin.get_weights()[0])
+
+
+def test_learning_rate_may_change_between_epochs():
+    class Halve(Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.optimizer.learning_rate = 0.1 / 2**epoch
+
+    model = small_model()
+    reference = ref.MLP([(*model.get_weights(), "linear")], "mse")
+    model.fit(X, Y, batch_size=8, epochs=4, shuffle=False, callbacks=[Halve()], verbose=0)
+    for epoch in range(4):
+        reference.fit(X, Y, ref.SGD(learning_rate=0.1 / 2**epoch), batch_size=8)
+    np.testing.assert_allclose(model.get_weights()[0], reference.params()[0], rtol=1e-10)
 
 
 def drive(callback, values, monitor="val_loss"):

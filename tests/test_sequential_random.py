@@ -1,5 +1,7 @@
 """Seeds, threads and dropout: what is random, and that it is the same bits every time."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ X = RNG.standard_normal((150, 37)).astype(np.float32)
 LABELS = RNG.integers(0, 10, 150)
 
 
-def trained(seed=1, n_threads=1, dtype="float32", dropout=0.3, batch_size=32, optimizer=None):
+def trained(seed=1, n_threads=1, dtype="float32", dropout=0.3, batch_size=32, optimizer=None, callbacks=None):
     model = fastnn.Sequential(
         [
             layers.Input((37,)),
@@ -25,7 +27,9 @@ def trained(seed=1, n_threads=1, dtype="float32", dropout=0.3, batch_size=32, op
         dtype=dtype,
     )
     model.compile(optimizer or optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    history = model.fit(X, LABELS, batch_size=batch_size, epochs=2, validation_split=0.1, verbose=0)
+    history = model.fit(
+        X, LABELS, batch_size=batch_size, epochs=2, validation_split=0.1, callbacks=callbacks, verbose=0
+    )
     return model, history.history
 
 
@@ -48,6 +52,22 @@ def test_a_seed_gives_the_same_bits_on_any_threads(n_threads, batch_size, dtype)
 def test_threads_do_not_change_other_optimizers():
     sgd = [trained(n_threads=n, optimizer=optimizers.SGD(0.1, momentum=0.9, nesterov=True)) for n in (1, 2)]
     assert_same(*sgd)
+
+
+def test_models_may_train_in_several_threads_at_once():
+    alone = [trained(seed, n_threads=2) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda seed: trained(seed, n_threads=2), range(4)))
+    for a, b in zip(alone, together, strict=True):
+        assert_same(a, b)
+
+
+def test_going_batch_by_batch_gives_the_same_bits():
+    class Batches(fastnn.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            pass
+
+    assert_same(trained(), trained(callbacks=[Batches()]))
 
 
 def test_set_num_threads_does_not_change_results():
@@ -121,6 +141,23 @@ def test_dropout_masks_differ_from_step_to_step_and_are_uncorrelated():
     assert (np.abs(correlation - np.eye(8)) < 5 / np.sqrt(kept.shape[1])).all()
     for lag in (1, 2, 4, 8, 16):
         assert abs((kept[:, lag:] * kept[:, :-lag]).mean()) < 5 / np.sqrt(kept.size)
+
+
+def test_dropout_masks_differ_from_epoch_to_epoch():
+    width, kept = 1000, []
+
+    class Reset(fastnn.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            kept.append(self.model.get_weights()[0][:, 0] != 0)
+            self.model.set_weights([np.zeros((width, 1))])
+
+    model = fastnn.Sequential([layers.Input((width,)), layers.Dropout(0.5), layers.Dense(1, use_bias=False)], seed=0)
+    model.compile(optimizers.SGD(1.0), "mse")
+    model.set_weights([np.zeros((width, 1))])
+    for epochs in (2, 1):
+        model.fit(np.ones((1, width)), np.array([-0.5]), epochs=epochs, callbacks=[Reset()], verbose=0)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert abs((kept[a] == kept[b]).mean() - 0.5) < 5 * 0.5 / np.sqrt(width)
 
 
 def test_dropout_rows_differ():

@@ -55,9 +55,15 @@ def test_model_round_trip(tmp_path, load, dtype):
     assert np.isfinite(loaded.fit(X, LABELS, verbose=0).history["loss"]).all()
 
 
-def test_loaded_optimizer_keeps_its_settings(tmp_path):
+@pytest.mark.parametrize("optimizer", ["SGD", "momentum", "Adam"])
+def test_loaded_optimizer_goes_on_where_it_was(tmp_path, optimizer):
     path = tmp_path / "model.safetensors"
-    model = trained(optimizer=optimizers.SGD(0.125), dropout=0.0)
+    chosen = {
+        "SGD": optimizers.SGD(0.125),
+        "momentum": optimizers.SGD(0.0625, momentum=0.5, nesterov=True),
+        "Adam": optimizers.Adam(0.02, beta_1=0.8, beta_2=0.95, epsilon=1e-5),
+    }
+    model = trained(optimizer=chosen[optimizer], dropout=0.0)
     model.save(path)
     loaded = fastnn.load_model(path)
     for m in (model, loaded):

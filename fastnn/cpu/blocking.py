@@ -18,9 +18,12 @@ Depth, KC.
     Worked example, 48 KiB, float32, NR = 32: KC <= 288, rounded down to 256: the panel takes 32 KiB.
 """
 
+import functools
+
 from fastnn.cpu import target
 
 CPU = target.host()
+TASKS = 16  # tasks a large product is cut into at least: even shares for teams of up to 8 threads
 NV = 2
 MR = {(512, 32): 14, (256, 16): 6, (128, 32): 12, (128, 16): 6}[CPU.simd_bits, CPU.registers]
 
@@ -40,9 +43,42 @@ def depth(dtype: str, k: int) -> int:
     return -(-k // blocks) or 1
 
 
-def task_rows(m: int) -> int:
-    """Rows of C that one task computes: some tiles, so that a panel of B is used several times per load."""
-    return min(-(-m // MR) or 1, 8) * MR
+@functools.cache
+def blocks(m: int, n: int, k: int, dtype: str) -> dict[str, int]:
+    """How a product is cut: ``kc``, and the ``rows`` and ``panels`` of C that make one task.
+
+    A decision by shape alone, so that results do not depend on the number of threads.
+    """
+    kc = depth(dtype, k)
+    rows = min(-(-m // MR) or 1, 8) * MR
+    panels = 1
+    size = 4 if dtype == "float32" else 8
+    if m * kc * size > target.caches()["L2"] // 2:
+        # A block of k of A does not stay in the second-level cache from one panel of B to the next, so a task takes several
+        # panels for each of its rows, as long as there are tasks enough for all threads.
+        count = -(-n // columns(dtype))
+        while panels < 8 and 2 * panels <= count and -(-count // (2 * panels)) * -(-m // rows) >= TASKS:
+            panels *= 2
+    return {"kc": kc, "rows": rows, "panels": panels}
+
+
+def scratch(dtype: str, kc: int, rows: int, panels: int) -> int:
+    """Elements one thread needs for a product: its panels of B and their partial tiles, in whole cache lines."""
+    return max(-(-panels * columns(dtype) * (kc + rows) // 64) * 64, 16 * CPU.lanes(dtype))
+
+
+def product(m: int, b_row: int, b_col: int, a_col: int) -> str:
+    """Which kernel computes a product of m rows, by the strides of its operands."""
+    if m == 1 and b_col == 1:
+        return "gemv.gemv_rows"
+    if m == 1 and b_row == 1 and a_col == 1:
+        return "gemv.gemv_columns"
+    return "gemm.gemm"
+
+
+def pack(m: int, b_col: int) -> bool:
+    """Whether panels of B are copied: always if rows of B are not contiguous, else if enough tiles use the copy."""
+    return b_col != 1 or m > 4 * MR
 
 
 def pad(n: int, dtype: str) -> int:
@@ -54,9 +90,3 @@ def pad(n: int, dtype: str) -> int:
     size = 4 if dtype == "float32" else 8
     ld = -(-n // lanes) * lanes
     return ld + lanes if ld * size % 1024 == 0 else ld
-
-
-def scratch(dtype: str, kc: int, rows: int) -> int:
-    """Elements one thread needs for a product: a panel of B and the partial tiles of a task, in whole cache lines."""
-    nr = columns(dtype)
-    return -(-(kc * nr + rows * nr) // 64) * 64

@@ -56,16 +56,14 @@ class Table:
         if op.record is not GEMM:
             return {}
         f = op.fields
-        return {
-            "kc": blocking.depth(self.dtype, f["k"]),
-            "rows": blocking.task_rows(f["m"]),
-            "pack": int(f["b_col"] != 1),
-            "scratch": scratch,
-            "scratch_stride": stride,
-        }
+        cut = blocking.blocks(f["m"], f["n"], f["k"], self.dtype)
+        return {**cut, "pack": int(blocking.pack(f["m"], f["b_col"])), "scratch": scratch, "scratch_stride": stride}
 
     def _put(self, slot: int, op: Op, extra: Mapping[str, int | float | Ref]) -> None:
-        values: dict[str, int | float] = {"kernel": loader.address(op.kernel, self.dtype), "barrier": int(op.barrier)}
+        name = op.kernel
+        if op.record is GEMM:
+            name = blocking.product(*(op.fields[field] for field in ("m", "b_row", "b_col", "a_col")))
+        values: dict[str, int | float] = {"kernel": loader.address(name, self.dtype), "barrier": int(op.barrier)}
         for name, value in {**op.fields, **extra}.items():
             if isinstance(value, Ref):
                 base = self.bases.get(value.buffer)
@@ -109,13 +107,8 @@ class Executable:
         self.rows = rows
         self.threads = 1 if program.flops < ALONE else threads
         gemms = [op.fields for p in (program, short) if p for op in p.ops if op.record is GEMM]
-        stride = max(
-            (
-                blocking.scratch(dtype, blocking.depth(dtype, f["k"]), blocking.task_rows(f["m"]))
-                for f in gemms
-            ),
-            default=0,
-        )
+        cuts = [blocking.blocks(f["m"], f["n"], f["k"], dtype) for f in gemms]
+        stride = max((blocking.scratch(dtype, **cut) for cut in cuts), default=0)
         arena = max(program.arena, short.arena if short else 0)
         self.arena = allocate(arena + self.threads * stride, dtype)
         self.totals = np.zeros(max(sums, 1))

@@ -30,11 +30,11 @@ from fastnn.cpu.simd import (
     load_tile,
     offset,
     rank1,
-    stack,
     store,
     store_first,
     store_tile,
     transpose_block,
+    transpose_corner,
     zeros_tile,
 )
 from fastnn.records import GEMM
@@ -108,21 +108,18 @@ def pack_panel(b, b_row, b_col, k, cols, width, out):
                 else:
                     store(out, p * width + c, load_first(source, c, cols - c))
     elif b_row == 1:
-        # B is transposed: its columns are contiguous.  Whole blocks are turned in registers.
-        c = 0
-        while c + w <= cols:
+        # B is transposed: its columns are contiguous.  Blocks are turned in registers.
+        for c in range(0, width, w):
+            count = min(w, cols - c)
             p = 0
-            while p + w <= k:
-                transpose_block(offset(b, c * b_col + p), b_col, offset(out, p * width + c), width)
-                p += w
+            if count == w:
+                while p + w <= k:
+                    transpose_block(offset(b, c * b_col + p), b_col, offset(out, p * width + c), width)
+                    p += w
             while p < k:
-                for q in range(c, c + w):
-                    out[p * width + q] = b[q * b_col + p]
-                p += 1
-            c += w
-        for p in range(k):
-            for q in range(c, width):
-                out[p * width + q] = b[q * b_col + p] if q < cols else b[0] * 0
+                depth = min(w, k - p)
+                transpose_corner(offset(b, c * b_col + p), b_col, count, depth, offset(out, p * width + c), width)
+                p += depth
     else:
         for p in range(k):
             for q in range(width):
@@ -133,33 +130,40 @@ def pack_panel(b, b_row, b_col, k, cols, width, out):
 def gemm(op, run, step, thread):
     w = lanes(op.a)
     nr = NV * w
-    panels = (op.n + nr - 1) // nr
+    columns = op.panels * nr  # NC: a task reads its rows of A once for each of its panels, from the second-level cache
     blocks = (op.m + op.rows - 1) // op.rows
-    first, last = share(panels * blocks, thread, run.threads)
+    tasks = (op.n + columns - 1) // columns * blocks
+    first, last = share(tasks, thread, run.threads)
     scratch = offset(op.scratch, thread * op.scratch_stride)
-    partial = offset(scratch, op.kc * nr)
+    partials = offset(scratch, op.kc * columns)
     for task in range(first, last):
-        j = task // blocks * nr
+        left = task // blocks * columns
+        right = min(left + columns, op.n)
         i = task % blocks * op.rows
-        cols = min(nr, op.n - j)
         rows = min(op.rows, op.m - i)
-        width = nr if cols > w else w
+        # Tasks of the same columns follow each other: what is packed stays good if one block holds all of k.
+        fresh = task == first or task % blocks == 0 or op.kc < op.k
         p = 0
         while True:
             k = min(op.kc, op.k - p)
+            done = p + k >= op.k
             a = offset(op.a, i * op.a_row + p * op.a_col)
-            b = offset(op.b, p * op.b_row + j * op.b_col)
-            b_row = op.b_row
-            if op.pack or cols < width:
-                # Tasks of one panel follow each other: what is packed stays good if one block holds all of k.
-                if task == first or task % blocks == 0 or op.kc < op.k:
-                    pack_panel(b, op.b_row, op.b_col, k, cols, width, scratch)
-                b = scratch
-                b_row = width
-            if width == nr:
-                block_wide(op, run, step, a, b, b_row, k, partial, i, j, rows, cols, p == 0, p + k >= op.k)
-            else:
-                block_narrow(op, run, step, a, b, b_row, k, partial, i, j, rows, cols, p == 0, p + k >= op.k)
+            for j in range(left, right, nr):
+                cols = min(nr, right - j)
+                width = nr if cols > w else w
+                b = offset(op.b, p * op.b_row + j * op.b_col)
+                b_row = op.b_row
+                if op.pack or cols < width:
+                    packed = offset(scratch, (j - left) * op.kc)
+                    if fresh:
+                        pack_panel(b, op.b_row, op.b_col, k, cols, width, packed)
+                    b = packed
+                    b_row = width
+                partial = offset(partials, (j - left) * op.rows)
+                if width == nr:
+                    block_wide(op, run, step, a, b, b_row, k, partial, i, j, rows, cols, p == 0, done)
+                else:
+                    block_narrow(op, run, step, a, b, b_row, k, partial, i, j, rows, cols, p == 0, done)
             p += op.kc
-            if p >= op.k:
+            if done:
                 break

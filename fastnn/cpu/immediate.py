@@ -1,6 +1,12 @@
-"""One kernel, now: what the NumPy-level functions run."""
+"""One kernel, now: what the NumPy-level functions run.
+
+Small calls are all overhead, so each thread keeps its records, its scratch and its run for reuse.
+"""
 
 import ctypes
+import functools
+import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,68 +17,91 @@ from fastnn.records import FORWARD, GEMM, RUN, SLOT, Record
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t)
 TOGETHER = 2e7  # operations above which a team is worth waking (about 50 us, in which one core does 5e6 multiply-adds)
 
-_functions: dict[tuple[str, str], tuple[int, ctypes._CFuncPtr]] = {}
 
-
-def function(name: str, dtype: str) -> tuple[int, "ctypes._CFuncPtr"]:
+@functools.cache
+def function(name: str, dtype: str) -> tuple[int, Callable]:
     """Address and callable of a kernel."""
-    key = (name, dtype)
-    if key not in _functions:
-        where = loader.address(name, dtype)
-        _functions[key] = where, KERNEL(where)
-    return _functions[key]
+    where = loader.address(name, dtype)
+    return where, KERNEL(where)
+
+
+class _Memory(threading.local):
+    """What one thread reuses from call to call."""
+
+    def __init__(self) -> None:
+        self.records = bytearray(2 * SLOT)
+        self.op = ctypes.addressof(ctypes.c_char.from_buffer(self.records))
+        self.rate = np.zeros(1)
+        self._run = bytearray(SLOT)
+        self.run = ctypes.addressof(ctypes.c_char.from_buffer(self._run))
+        self._scratch = allocate(0, "float64")
+        self._scratch_at = 0
+        self.threads = 0
+        self.set_threads(1)
+
+    def set_threads(self, threads: int) -> None:
+        """How many threads the next call has."""
+        if threads != self.threads:
+            RUN.pack_into(self._run, 0, {"threads": threads, "rate": address(self.rate)})
+            self.threads = threads
+
+    def scratch(self, size: int) -> int:
+        """Address of at least `size` bytes."""
+        if self._scratch.nbytes < size:
+            self._scratch = allocate(-(-size // 8), "float64")
+            self._scratch_at = address(self._scratch)
+        return self._scratch_at
+
+
+_memory = _Memory()
 
 
 def run(name: str, dtype: str, record: Record, values: dict, *, work: float, threads: int, rate: float = 0.0) -> None:
     """Run one kernel on a record with these field values (arrays stand for their addresses)."""
-    _, kernel = function(name, dtype)
-    memory = bytearray(SLOT)
-    record.pack_into(memory, 0, values)
-    _call(kernel, memory, work, threads, rate)
+    memory = _memory
+    record.pack_into(memory.records, 0, values)
+    memory.rate[0] = rate
+    _call(function(name, dtype)[1], memory, threads if work >= TOGETHER else 1)
 
 
 def gemm(
     a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, activation: str, alpha: float, threads: int
 ) -> None:
     """``out = activation(a @ b + bias)`` for matrices with any strides of whole elements."""
-    dtype = out.dtype.name
-    size = out.itemsize
+    memory = _memory
+    dtype, size = out.dtype.name, out.itemsize
     (m, k), n = a.shape, b.shape[1]
-    work = 2.0 * m * n * k
-    if work < TOGETHER:
+    a_row, a_col = a.strides[0] // size, a.strides[1] // size
+    b_row, b_col = b.strides[0] // size, b.strides[1] // size
+    if 2.0 * m * n * k < TOGETHER:
         threads = 1
-    _, kernel = function("gemm.gemm", dtype)
-    epilogue, _ = function(f"activations.{activation}_forward", dtype)
-    kc, rows = blocking.depth(dtype, k), blocking.task_rows(m)
-    stride = blocking.scratch(dtype, kc, rows)
-    scratch = allocate(stride * threads, dtype)
-    memory = bytearray(2 * SLOT)
+    cut = blocking.blocks(m, n, k, dtype)
+    stride = blocking.scratch(dtype, **cut)
     GEMM.pack_into(
-        memory,
+        memory.records,
         0,
         {
-            "epilogue": _address(memory) + SLOT,
+            "epilogue": memory.op + SLOT,
             "a": address(a),
             "b": address(b),
             "m": m,
             "n": n,
             "k": k,
-            "a_row": a.strides[0] // size,
-            "a_col": a.strides[1] // size,
-            "b_row": b.strides[0] // size,
-            "b_col": b.strides[1] // size,
-            "pack": int(b.strides[1] != size or m > 4 * blocking.MR),
-            "kc": kc,
-            "rows": rows,
-            "scratch": address(scratch),
+            "a_row": a_row,
+            "a_col": a_col,
+            "b_row": b_row,
+            "b_col": b_col,
+            "pack": blocking.pack(m, b_col),
+            **cut,
+            "scratch": memory.scratch(stride * threads * size),
             "scratch_stride": stride,
         },
     )
     FORWARD.pack_into(
-        memory,
+        memory.records,
         1,
         {
-            "kernel": epilogue,
+            "kernel": function(f"activations.{activation}_forward", dtype)[0],
             "c": address(out),
             "c_row": out.strides[0] // size,
             "c_col": out.strides[1] // size,
@@ -80,22 +109,15 @@ def gemm(
             "alpha": alpha,
         },
     )
-    _call(kernel, memory, work, threads, 0.0)
+    _call(function(blocking.product(m, b_row, b_col, a_col), dtype)[1], memory, threads)
 
 
-def _address(memory: bytearray) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
-
-
-def _call(kernel: "ctypes._CFuncPtr", memory: bytearray, work: float, threads: int, rate: float) -> None:
-    threads = threads if work >= TOGETHER else 1
-    rates = np.array([rate])
-    run_memory = bytearray(SLOT)
-    RUN.pack_into(run_memory, 0, {"threads": threads, "rate": address(rates)})
-    op, shared = _address(memory), _address(run_memory)
+def _call(kernel: Callable, memory: _Memory, threads: int) -> None:
+    memory.set_threads(threads)
+    op, run = memory.op, memory.run
     if threads == 1:
-        kernel(op, shared, 0, 0)
+        kernel(op, run, 0, 0)
         return
     with team.borrow(threads) as crew:
         assert crew is not None
-        crew.run(lambda thread: kernel(op, shared, 0, thread), lambda: None, None)
+        crew.run(lambda thread: kernel(op, run, 0, thread), lambda: None, None)

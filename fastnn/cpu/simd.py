@@ -654,36 +654,65 @@ def store_tile(typingctx, tile, memory):
     return types.void(tile, memory), codegen
 
 
+def _butterfly(builder, rows):
+    """Transpose lanes x lanes registers: stage s swaps the off-diagonal quadrants of every 2s x 2s block."""
+    n = len(rows)
+    v = list(rows)
+    s = n // 2
+    while s:
+        low = [j if not j & s else n + (j ^ s) for j in range(n)]
+        high = [(j | s) if not j & s else n + j for j in range(n)]
+        for i in range(n):
+            if not i & s:
+                a, b = v[i], v[i | s]
+                v[i] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, n), low))
+                v[i | s] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, n), high))
+        s //= 2
+    return v
+
+
 @intrinsic
 def transpose_block(typingctx, source, row, out, out_row):
-    """``out[j * out_row + i] = source[i * row + j]`` for one block of lanes x lanes elements, in registers.
-
-    A butterfly of shuffles: stage s swaps the off-diagonal quadrants of every 2s x 2s block.
-    """
+    """``out[j * out_row + i] = source[i * row + j]`` for a block of lanes x lanes elements, in registers."""
     ty = vec(source.dtype)
 
     def codegen(context, builder, sig, args):
         source, row, out, out_row = args
-        vector, n, size = _llvm(ty), ty.lanes, ty.scalar.bitwidth // 8
-        v = [
+        vector, size = _llvm(ty), ty.scalar.bitwidth // 8
+        rows = [
             builder.load(_vector_pointer(builder, source, builder.mul(row, I64(i)), vector), align=size)
-            for i in range(n)
+            for i in range(ty.lanes)
         ]
-        s = n // 2
-        while s:
-            low = [j if not j & s else n + (j ^ s) for j in range(n)]
-            high = [(j | s) if not j & s else n + j for j in range(n)]
-            for i in range(n):
-                if not i & s:
-                    a, b = v[i], v[i | s]
-                    v[i] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, n), low))
-                    v[i | s] = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, n), high))
-            s //= 2
-        for j in range(n):
-            builder.store(v[j], _vector_pointer(builder, out, builder.mul(out_row, I64(j)), vector), align=size)
+        for j, column in enumerate(_butterfly(builder, rows)):
+            builder.store(column, _vector_pointer(builder, out, builder.mul(out_row, I64(j)), vector), align=size)
         return context.get_dummy_value()
 
     return types.void(source, types.intp, out, types.intp), codegen
+
+
+@intrinsic
+def transpose_corner(typingctx, source, row, rows, cols, out, out_row):
+    """As `transpose_block` for a block of `rows` x `cols` elements; writes `cols` whole vectors, with zeros beyond `rows`."""
+    ty = vec(source.dtype)
+
+    def codegen(context, builder, sig, args):
+        source, row, count, cols, out, out_row = args
+        vector, size = _llvm(ty), ty.scalar.bitwidth // 8
+        zero = ir.Constant(vector, None)
+        name = f"llvm.masked.load.{_suffix(vector)}.p0"
+        rows = []
+        for i in range(ty.lanes):
+            read = builder.select(builder.icmp_signed("<", I64(i), count), cols, I64(0))
+            at = _vector_pointer(builder, source, builder.mul(row, I64(i)), vector)
+            mask = _first_lanes(builder, read, ty.lanes)
+            rows.append(_intrinsic(builder, name, vector, [at, I32(size), mask, zero]))
+        for j, column in enumerate(_butterfly(builder, rows)):
+            with builder.if_then(builder.icmp_signed("<", I64(j), cols)):
+                builder.store(column, _vector_pointer(builder, out, builder.mul(out_row, I64(j)), vector), align=size)
+        return context.get_dummy_value()
+
+    integer = types.intp
+    return types.void(source, integer, integer, integer, out, integer), codegen
 
 
 # --- atomics and calls, for the engine --------------------------------------------------------------------------
