@@ -16,9 +16,13 @@ from fastnn.cpu.executable import address
 from fastnn.records import LOSS, MAP, UPDATE
 from fastnn.threads import get_num_threads
 
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
 
 def _floats(value: object, name: str) -> np.ndarray:
     """`value` as an aligned array of float32 or float64 in native byte order."""
+    if type(value) is np.ndarray and value.flags.carray and (value.dtype is FLOAT32 or value.dtype is FLOAT64):
+        return value  # the usual case, at once
     array = np.asarray(value)
     if array.dtype.kind not in "biu" and array.dtype.name not in ("float32", "float64"):
         raise TypeError(f"{name} must be an array of float32, float64, integers or bools, got dtype {array.dtype}")
@@ -34,6 +38,9 @@ def _floats(value: object, name: str) -> np.ndarray:
 
 def _common(*arrays: np.ndarray) -> list[np.ndarray]:
     """Arrays of one dtype, the widest."""
+    dtype = arrays[0].dtype
+    if all(a.dtype is dtype for a in arrays):
+        return list(arrays)
     dtype = np.result_type(*arrays)
     return [a if a.dtype == dtype else a.astype(dtype) for a in arrays]
 

@@ -1,5 +1,6 @@
 """How many threads fastnn may use."""
 
+import functools
 import math
 import os
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 _chosen: int | None = None
 
 
+@functools.cache
 def available_cpus() -> int:
     """CPUs this process may use: affinity, cgroup quota and the limit joblib sets for its workers, whichever is least."""
     limits = [os.cpu_count() or 1]

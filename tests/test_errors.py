@@ -122,7 +122,7 @@ DATA = [
     ("mse", X.astype(complex), Y, {}, TypeError, "complex128"),
     ("mse", X.astype(object), Y, {}, TypeError, "object"),
     ("mse", X.astype(str), Y, {}, TypeError, r"(?i)<U|str"),
-    ("mse", X.astype(np.float16), Y, {}, TypeError, "float16"),
+    ("mse", X.astype("datetime64[s]"), Y, {}, TypeError, "datetime64"),
     ("mse", X, Y.astype(complex), {}, TypeError, "complex128"),
     ("mse", X, Y.astype(str), {}, TypeError, r"(?i)<U|str"),
     ("mse", X, changed(Y, np.nan), {}, ValueError, r"(?i)nan"),

@@ -1,6 +1,6 @@
 """One kernel, now: what the NumPy-level functions run.
 
-Small calls are all overhead, so each thread keeps its records, its scratch and its run for reuse.
+Small calls are all overhead, so each thread keeps its records and scratch for reuse.
 """
 
 import ctypes
@@ -29,13 +29,12 @@ class _Memory(threading.local):
     """What one thread reuses from call to call."""
 
     def __init__(self) -> None:
-        self.records = bytearray(2 * SLOT)
+        self.records = bytearray(SLOT)
         self.op = ctypes.addressof(ctypes.c_char.from_buffer(self.records))
         self.rate = np.zeros(1)
         self._run = bytearray(SLOT)
         self.run = ctypes.addressof(ctypes.c_char.from_buffer(self._run))
-        self._scratch = allocate(0, "float64")
-        self._scratch_at = 0
+        self.products: dict[tuple, Product] = {}
         self.threads = 0
         self.set_threads(1)
 
@@ -44,13 +43,6 @@ class _Memory(threading.local):
         if threads != self.threads:
             RUN.pack_into(self._run, 0, {"threads": threads, "rate": address(self.rate)})
             self.threads = threads
-
-    def scratch(self, size: int) -> int:
-        """Address of at least `size` bytes."""
-        if self._scratch.nbytes < size:
-            self._scratch = allocate(-(-size // 8), "float64")
-            self._scratch_at = address(self._scratch)
-        return self._scratch_at
 
 
 _memory = _Memory()
@@ -61,7 +53,41 @@ def run(name: str, dtype: str, record: Record, values: dict, *, work: float, thr
     memory = _memory
     record.pack_into(memory.records, 0, values)
     memory.rate[0] = rate
-    _call(function(name, dtype)[1], memory, threads if work >= TOGETHER else 1)
+    _call(function(name, dtype)[1], memory, memory.op, threads if work >= TOGETHER else 1)
+
+
+class Product:
+    """The records of one product: all but the addresses of its operands, so that a repeated shape costs little."""
+
+    def __init__(
+        self, m: int, k: int, n: int, a: tuple, b: tuple, c: tuple, size: int, activation: str, alpha: float, threads: int
+    ) -> None:
+        dtype = "float32" if size == 4 else "float64"
+        a_row, a_col, b_row, b_col, c_row, c_col = (stride // size for stride in (*a, *b, *c))
+        cut = blocking.blocks(m, n, k, dtype)
+        stride = blocking.scratch(dtype, **cut)
+        self.threads = threads if 2.0 * m * n * k >= TOGETHER else 1
+        self.scratch = allocate(stride * self.threads, dtype)
+        self.kernel = function(blocking.product(m, b_row, b_col, a_col), dtype)[1]
+        self._records = bytearray(2 * SLOT)
+        self.op = ctypes.addressof(ctypes.c_char.from_buffer(self._records))
+        gemm = {"m": m, "n": n, "k": k, "a_row": a_row, "a_col": a_col, "b_row": b_row, "b_col": b_col, **cut}
+        gemm |= {"pack": blocking.pack(m, b_col), "scratch": address(self.scratch), "scratch_stride": stride}
+        GEMM.pack_into(self._records, 0, {"epilogue": self.op + SLOT, **gemm})
+        epilogue = function(f"activations.{activation}_forward", dtype)[0]
+        FORWARD.pack_into(self._records, 1, {"kernel": epilogue, "c_row": c_row, "c_col": c_col, "alpha": alpha})
+        self._words = memoryview(self._records).cast("q")
+
+    def bind(self, a: int, b: int, c: int, bias: int) -> None:
+        """Set the addresses of the operands."""
+        words = self._words
+        words[A], words[B], words[C], words[BIAS] = a, b, c, bias
+
+
+# Positions of the operands' fields, in words of the two records.
+A, B = GEMM.dtype.fields["a"][1] // 8, GEMM.dtype.fields["b"][1] // 8
+C, BIAS = (SLOT + FORWARD.dtype.fields["c"][1]) // 8, (SLOT + FORWARD.dtype.fields["bias"][1]) // 8
+KEPT = 64  # products a thread keeps
 
 
 def gemm(
@@ -69,52 +95,20 @@ def gemm(
 ) -> None:
     """``out = activation(a @ b + bias)`` for matrices with any strides of whole elements."""
     memory = _memory
-    dtype, size = out.dtype.name, out.itemsize
     (m, k), n = a.shape, b.shape[1]
-    a_row, a_col = a.strides[0] // size, a.strides[1] // size
-    b_row, b_col = b.strides[0] // size, b.strides[1] // size
-    if 2.0 * m * n * k < TOGETHER:
-        threads = 1
-    cut = blocking.blocks(m, n, k, dtype)
-    stride = blocking.scratch(dtype, **cut)
-    GEMM.pack_into(
-        memory.records,
-        0,
-        {
-            "epilogue": memory.op + SLOT,
-            "a": address(a),
-            "b": address(b),
-            "m": m,
-            "n": n,
-            "k": k,
-            "a_row": a_row,
-            "a_col": a_col,
-            "b_row": b_row,
-            "b_col": b_col,
-            "pack": blocking.pack(m, b_col),
-            **cut,
-            "scratch": memory.scratch(stride * threads * size),
-            "scratch_stride": stride,
-        },
-    )
-    FORWARD.pack_into(
-        memory.records,
-        1,
-        {
-            "kernel": function(f"activations.{activation}_forward", dtype)[0],
-            "c": address(out),
-            "c_row": out.strides[0] // size,
-            "c_col": out.strides[1] // size,
-            "bias": 0 if bias is None else address(bias),
-            "alpha": alpha,
-        },
-    )
-    _call(function(blocking.product(m, b_row, b_col, a_col), dtype)[1], memory, threads)
+    key = (m, k, n, a.strides, b.strides, out.strides, out.itemsize, activation, alpha, threads)
+    product = memory.products.get(key)
+    if product is None:
+        if len(memory.products) >= KEPT:
+            memory.products.clear()
+        product = memory.products[key] = Product(*key)
+    product.bind(address(a), address(b), address(out), 0 if bias is None else address(bias))
+    _call(product.kernel, memory, product.op, product.threads)
 
 
-def _call(kernel: Callable, memory: _Memory, threads: int) -> None:
+def _call(kernel: Callable, memory: _Memory, op: int, threads: int) -> None:
     memory.set_threads(threads)
-    op, run = memory.op, memory.run
+    run = memory.run
     if threads == 1:
         kernel(op, run, 0, 0)
         return
