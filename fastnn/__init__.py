@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         models,
         optimizers,
     )
+    from fastnn.models import load_model
     from fastnn.ops import (
         adam_update,
         bce_with_logits,
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
         tanh,
         tanh_derivative,
     )
-    from fastnn.saving import load_model
     from fastnn.sequential import Sequential
     from fastnn.threads import get_num_threads, set_num_threads
 
@@ -95,7 +95,12 @@ __all__ = [
 ]
 
 # Where public names come from; they are loaded when first used, so that `import fastnn` costs next to nothing.
-_HOMES = {"Sequential": "sequential", "load_model": "saving", "get_num_threads": "threads", "set_num_threads": "threads"}
+_HOMES = {
+    "Sequential": "sequential",
+    "load_model": "models",
+    "get_num_threads": "threads",
+    "set_num_threads": "threads",
+}
 _MODULES = {
     "activations",
     "callbacks",

@@ -16,8 +16,15 @@ def find(name: str, table: Mapping[str, T], what: str) -> T:
     raise ValueError(f"unknown {what} {name!r}.{hint} Known: {', '.join(sorted(table))}.")
 
 
-def number(value: object, name: str, *, low: float | None = None, high: float | None = None, open_low: bool = False,
-           open_high: bool = False) -> float:
+def number(
+    value: object,
+    name: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
     """`value` as a finite float within bounds (open or closed), or an error that says what was expected."""
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")
@@ -27,7 +34,9 @@ def number(value: object, name: str, *, low: float | None = None, high: float | 
     if x != x or x in (float("inf"), float("-inf")) or below or above:
         left = "" if low is None else f" {'>' if open_low else '>='} {low:g}"
         right = "" if high is None else f" {'<' if open_high else '<='} {high:g}"
-        raise ValueError(f"{name} must be a finite number{left}{' and' if left and right else ''}{right}, got {value!r}")
+        raise ValueError(
+            f"{name} must be a finite number{left}{' and' if left and right else ''}{right}, got {value!r}"
+        )
     return x
 
 

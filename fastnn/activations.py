@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from fastnn import _names
 
 
 @dataclass(frozen=True)
 class Function:
     """An activation function with its parameter.
-
-    Calling one applies it to an array: ``fastnn.activations.relu(x)``.
 
     Parameters
     ----------
@@ -23,19 +19,12 @@ class Function:
     Examples
     --------
     >>> import fastnn
-    >>> fastnn.activations.relu([-1.0, 2.0])
-    array([0., 2.], dtype=float32)
+    >>> fastnn.layers.Dense(8, activation=fastnn.activations.Function("leaky_relu", 0.01)).activation.alpha
+    0.01
     """
 
     name: str
     alpha: float = 0.0
-
-    def __call__(self, x: object) -> np.ndarray:
-        """Apply the function to an array."""
-        from fastnn import ops
-
-        function = getattr(ops, self.name)
-        return function(x, self.alpha) if self.name == "leaky_relu" else function(x)
 
 
 linear = Function("linear")
@@ -75,6 +64,6 @@ def get(identifier: object) -> Function:
         return identifier
     if isinstance(identifier, str):
         return _names.find(identifier, FUNCTIONS, "activation")
-    if callable(identifier) and getattr(identifier, "__module__", None) == "fastnn.ops":
-        return _names.find(identifier.__name__, FUNCTIONS, "activation")
+    if getattr(identifier, "__module__", None) == "fastnn.ops":  # one of fastnn's functions over arrays
+        return _names.find(getattr(identifier, "__name__", ""), FUNCTIONS, "activation")
     raise TypeError(f"activation must be a name, a fastnn activation or None, got {identifier!r}")

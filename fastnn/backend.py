@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastnn.plan import Program
+from fastnn.program import Program
 
 DEVICES = ("cpu",)
 
@@ -22,7 +22,7 @@ class Backend(Protocol):
     def pad(self, dtype: str) -> Callable[[int], int]:
         """The leading dimension for rows of n elements."""
 
-    def Executable(  # noqa: N802
+    def Executable(
         self,
         program: Program,
         short: Program | None,

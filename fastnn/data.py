@@ -41,17 +41,18 @@ def matrix(array: np.ndarray, dtype: str, scale: float = 1.0, offset: float = 0.
 def samples(x: object, input_shape: tuple[int, ...] | None, name: str = "x") -> np.ndarray:
     """Inputs as an array whose first dimension counts samples; 1-D inputs are (n, 1)."""
     array = as_numbers(x, name)
+    given = array.shape
     if array.ndim == 0:
         raise ValueError(f"{name} must be an array of samples, got the single number {array}")
     if array.ndim == 1:
         array = array[:, np.newaxis]
     if len(array) == 0:
-        raise ValueError(f"{name} is empty: shape {np.shape(x)}")
+        raise ValueError(f"{name} is empty: shape {given}")
     if 0 in array.shape:
-        raise ValueError(f"{name} has samples without values: shape {np.shape(x)}")
+        raise ValueError(f"{name} has samples without values: shape {given}")
     if input_shape is not None and array.shape[1:] != input_shape:
         expected = ", ".join(["n", *map(str, input_shape)])
-        raise ValueError(f"{name} must have shape ({expected}), got {np.shape(x)}")
+        raise ValueError(f"{name} must have shape ({expected}), got {given}")
     return array
 
 

@@ -34,8 +34,8 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndar
     Parameters
     ----------
     name : str
-        ``glorot_uniform``: U(-l, l) with l = sqrt(6 / (fan_in + fan_out)); ``he_normal``: a normal distribution cut at two
-        deviations, of variance 2 / fan_in; and so on, as in Keras.
+        ``glorot_uniform``: U(-l, l) with l = sqrt(6 / (fan_in + fan_out)); ``he_normal``: a normal distribution cut at
+        two deviations, of variance 2 / fan_in; and so on, as in Keras.
     shape : tuple of int
         (fan_in, fan_out) for a kernel, (units,) for a bias.
     rng : numpy.random.Generator

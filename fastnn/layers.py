@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 
 from fastnn import _names, activations, initializers
-from fastnn.plan import Affine, Dropout as DropoutStage, Elementwise, Stage
+from fastnn.plan import Affine, Elementwise, Stage
+from fastnn.plan import Dropout as DropoutStage
 
 Shape = tuple[int, ...]
 
@@ -173,7 +174,7 @@ class Activation(Layer):
     >>> fastnn.layers.Activation("rellu")
     Traceback (most recent call last):
         ...
-    ValueError: unknown activation 'rellu'. Did you mean 'relu'? Known: leaky_relu, linear, relu, sigmoid, softmax, tanh.
+    ValueError: unknown activation 'rellu'. Did you mean 'relu'? Known: leaky_relu, linear, ...
     """
 
     def __init__(self, activation: object, name: str | None = None) -> None:
@@ -267,9 +268,7 @@ class Dropout(Layer):
         return {"rate": self.rate, "seed": self.seed, "name": self.name}
 
 
-LAYERS: dict[str, type[Layer]] = {
-    cls.__name__: cls for cls in (Input, Dense, Activation, Flatten, Rescaling, Dropout)
-}
+LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (Input, Dense, Activation, Flatten, Rescaling, Dropout)}
 
 
 def from_config(name: str, config: dict) -> Layer:

@@ -1,8 +1,8 @@
 """Losses, with Keras' names and reductions.
 
-The value of a loss is the mean over the samples of a batch, each weighted by its sample weight (the sum of weighted losses over
-the number of samples).  A loss that follows its natural activation is fused with it: sigmoid with binary cross-entropy and softmax
-with cross-entropy are computed from the logits in one pass, stable for any logit.
+The value of a loss is the mean over the samples of a batch, each weighted by its sample weight (the sum of weighted
+losses over the number of samples).  A loss that follows its natural activation is fused with it: sigmoid with binary
+cross-entropy and softmax with cross-entropy are computed from the logits in one pass, stable for any logit.
 """
 
 from fastnn import _names
@@ -37,8 +37,8 @@ class Loss:
                 )
         elif last != self.activation:
             raise ValueError(
-                f"{self.name} needs a last layer with activation {self.activation!r}, got {last!r}; for a last layer without "
-                f"activation use fastnn.losses.{type(self).__name__}(from_logits=True)"
+                f"{self.name} needs a last layer with activation {self.activation!r}, got {last!r}; for a last layer "
+                f"without activation use fastnn.losses.{type(self).__name__}(from_logits=True)"
             )
         return Objective(self.kernel, self.activation, metrics)
 
@@ -118,11 +118,15 @@ CLASSES: dict[str, type[Loss]] = {
     cls.name: cls
     for cls in (MeanSquaredError, BinaryCrossentropy, CategoricalCrossentropy, SparseCategoricalCrossentropy)
 }
-ALIASES: dict[str, type[Loss]] = CLASSES | {
-    "mse": MeanSquaredError,
-    "bce": BinaryCrossentropy,
-    "cce": CategoricalCrossentropy,
-} | {cls.__name__: cls for cls in CLASSES.values()}
+ALIASES: dict[str, type[Loss]] = (
+    CLASSES
+    | {
+        "mse": MeanSquaredError,
+        "bce": BinaryCrossentropy,
+        "cce": CategoricalCrossentropy,
+    }
+    | {cls.__name__: cls for cls in CLASSES.values()}
+)
 
 
 def get(identifier: object) -> Loss:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class Network:
             return []
         return ["kernel", "bias"] if layer.use_bias else ["kernel"]
 
-    def _lay_out(self, pad) -> None:
+    def _lay_out(self, pad: Callable[[int], int]) -> None:
         shape = self.input_shape
         for position, layer in enumerate(self.layers):
             name = str(layer.name)
@@ -160,4 +160,3 @@ class Network:
         while len(self.state) < states:
             self.state.append(self.backend.allocate(self.size, self.dtype))
         return {"params": self.params} | {f"state{i}": s for i, s in enumerate(self.state[:states])}
-

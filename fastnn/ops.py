@@ -1,8 +1,9 @@
 """Functions over NumPy arrays: the kernels for those who write their own networks.
 
 They take the place of ``np.dot`` and friends in a hand-written network.  Arrays of float32 and float64 are computed in
-their dtype, integers and bools are converted to float64 as NumPy does (Python numbers and lists to float32, the default of fastnn);
-where two arrays differ, the wider dtype is used.  Strides may be any: a transposed view costs no copy in `matmul` and `dense`.
+their dtype, integers and bools are converted to float64 as NumPy does (Python numbers and lists to float32, the default
+of fastnn); where two arrays differ, the wider dtype is used.  Strides may be any: a transposed view costs no copy in
+`matmul` and `dense`.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def matmul(a: object, b: object, out: np.ndarray | None = None) -> np.ndarray:
     Returns
     -------
     ndarray
-        Of shape (m, n), without the dimensions of 1-D operands; `out` if that was given.  Two 1-D operands give a scalar.
+        Of shape (m, n), without the dimensions of 1-D operands; `out` if that was given.  Two 1-D operands give a
+        scalar.
 
     Raises
     ------
@@ -97,7 +99,9 @@ def matmul(a: object, b: object, out: np.ndarray | None = None) -> np.ndarray:
     rows = x[np.newaxis] if x.ndim == 1 else x
     cols = w[:, np.newaxis] if w.ndim == 1 else w
     if rows.shape[1] != cols.shape[0]:
-        raise ValueError(f"matmul of shapes {x.shape} and {w.shape}: {rows.shape[1]} columns do not meet {len(cols)} rows")
+        raise ValueError(
+            f"matmul of shapes {x.shape} and {w.shape}: {rows.shape[1]} columns do not meet {len(cols)} rows"
+        )
     shape = ((rows.shape[0],) if x.ndim == 2 else ()) + ((cols.shape[1],) if w.ndim == 2 else ())
     result = _product(rows, cols, None, activations_.linear, out, shape)
     return result[()] if out is None and not shape else result
@@ -454,7 +458,9 @@ def _same_shape(first: object, second: object, names: tuple[str, str]) -> tuple[
     z, t = _floats(first, names[0]), _floats(second, names[1])
     exact = np.asarray(second).dtype.kind != "f"
     if z.shape != t.shape or z.ndim == 0:
-        raise ValueError(f"{' and '.join(names)} must have the same shape of at least one dimension, got {z.shape} and {t.shape}")
+        raise ValueError(
+            f"{' and '.join(names)} must have the same shape of at least one dimension, got {z.shape} and {t.shape}"
+        )
     if t.dtype != z.dtype:
         z, t = (z, t.astype(z.dtype)) if exact else _common(z, t)
     return z, np.ascontiguousarray(t)
@@ -604,7 +610,7 @@ def _update(kernel: str, arrays: dict[str, np.ndarray], grad: object, rate: floa
     packed = {field: np.ascontiguousarray(array) for field, array in arrays.items()}
     flat = np.ascontiguousarray(g, dtype=param.dtype)
     if param.size:
-        values = {field: address(array) for field, array in packed.items()}
+        values: dict[str, int | float] = {field: address(array) for field, array in packed.items()}
         values |= {"g": address(flat), "n": param.size, **constants}
         immediate.run(
             f"optimizers.{kernel}_flat",

@@ -1,7 +1,7 @@
 """Optimizers, with Keras' names, defaults and formulas.
 
-An optimizer holds hyperparameters and counts steps; the model owns its state, in buffers laid out like the parameters.  Changing
-`learning_rate` between epochs (from a callback, say) takes effect at once.
+An optimizer holds hyperparameters and counts steps; the model owns its state, in buffers laid out like the parameters.
+Changing `learning_rate` between epochs (from a callback, say) takes effect at once.
 """
 
 import numpy as np
@@ -144,7 +144,7 @@ class Adam(Optimizer):
         }
 
 
-CLASSES: dict[str, type[Optimizer]] = {cls.name: cls for cls in (SGD, Adam)}
+CLASSES: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam}
 
 
 def get(identifier: object) -> Optimizer:

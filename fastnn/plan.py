@@ -1,52 +1,14 @@
 """Lowering: from a network to a program, the list of operations that one step performs.
 
-A `Program` is neutral: operations name their kernel, and their operands are offsets into named buffers.  A backend
-gives the buffers memory and turns the operations into a table of records (`fastnn.records`) that its engine runs.
-
-The buffers of a program:
-
-==============  ==================================================================
-``params``      weights and biases of all layers, rows padded (see `Affine`)
-``state0/1``    the optimizer's state, the same layout as ``params``
-``arena``       activations, gradients, gathered batches: everything within a step
-``one``         the number 1, whose stride is 0: a column of ones
-``totals``      float64 sums over the steps of a run: the loss, then the metrics
-``x y weight index out``   the caller's arrays, bound for each run
-==============  ==================================================================
+The programs are neutral (`fastnn.program`): a backend gives their buffers memory and runs them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastnn import records
+from fastnn.program import Op, Program, Ref, schedule
 from fastnn.records import Record
-
-
-@dataclass(frozen=True)
-class Ref:
-    """An operand: an element of a buffer."""
-
-    buffer: str
-    offset: int = 0
-
-
-@dataclass
-class Op:
-    """One operation of a program.
-
-    `reads` and `writes` name regions of memory; from them `schedule` finds where the threads must wait for each other.
-    An operation `by_rows` gives each thread the same rows as every other operation by rows, so two of them in sequence need
-    no barrier.
-    """
-
-    kernel: str
-    record: Record
-    fields: dict[str, int | float | Ref]
-    reads: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
-    by_rows: bool = False
-    epilogue: "Op | None" = None
-    barrier: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,15 +82,6 @@ class Objective:
 
 
 @dataclass
-class Program:
-    """The operations of a step and the size of its arena in elements."""
-
-    ops: list[Op]
-    arena: int
-    flops: int
-
-
-@dataclass
 class Lowering:
     """Lowers one network; the arguments that are the same for every mode are fields.
 
@@ -137,8 +90,8 @@ class Lowering:
     stages
         The network.
     rows
-        Rows of the batch; `capacity` rows are laid out, so that a shorter last batch finds its padding where the full one has
-        it (and the step that consumes `capacity` rows of the caller's arrays).
+        Rows of the batch; `capacity` rows are laid out, so that a shorter last batch finds its padding where the full
+        one has it (and the step that consumes `capacity` rows of the caller's arrays).
     pad
         The backend's leading dimension for rows of n elements.
     """
@@ -208,8 +161,16 @@ class Lowering:
         self._places: dict[str, int] = {}
         self._outputs: dict[int, str] = {0: "a0"}  # the region that holds each stage's output
 
-    def _add(self, kernel: str, record: Record, fields: dict[str, int | float | Ref], **rest) -> None:
-        self.ops.append(Op(kernel, record, fields, **rest))
+    def _add(
+        self,
+        kernel: str,
+        record: Record,
+        fields: dict[str, int | float | Ref],
+        reads: tuple[str, ...] = (),
+        writes: tuple[str, ...] = (),
+        by_rows: bool = False,
+    ) -> None:
+        self.ops.append(Op(kernel, record, fields, reads, writes, by_rows))
 
     def _gather(self, source: str, feed: Feed, region: str) -> str:
         ld = self.pad(feed.cols)
@@ -255,7 +216,8 @@ class Lowering:
                 if training:
                     region = self._dropout(stage, region, self._take(f"a{i}", self.capacity * self.pad(stage.units)))
             elif stage.activation != "linear":
-                # A fused loss overwrites the outputs, and the stage before still needs its own: hence the copy ("linear").
+                # A fused loss overwrites the outputs, and the stage before still needs its own: hence the copy
+                # ("linear").
                 target = self._take(f"a{i}", self.capacity * self.pad(stage.units))
                 region = self._activate(activation or "linear", stage.alpha, stage.units, region, target)
             self._outputs[i] = region
@@ -473,7 +435,7 @@ class Lowering:
                 differentiated = False
 
     def _differentiate(self, activation: str, alpha: float, units: int, i: int, gradient: str) -> None:
-        """d = d * f'(a), in place."""
+        """D = d * f'(a), in place."""
         if activation == "linear":
             return
         output = self._outputs[i]
@@ -495,7 +457,7 @@ class Lowering:
         )
 
     def _input_gradient(self, stage: Affine, i: int, gradient: str) -> tuple[str, bool]:
-        """dA = D W', times the slope of the activation before where that is a plain function of its output."""
+        """DA = D W', times the slope of the activation before where that is a plain function of its output."""
         ld = self.pad(stage.inputs)
         target = self._take(f"d{i - 1}", self.capacity * ld)
         previous = self.stages[i - 2]
@@ -570,20 +532,3 @@ class Lowering:
                 },
                 reads=(inputs, gradient),
             )
-
-
-def schedule(ops: list[Op]) -> None:
-    """Set `Op.barrier` where an operation needs what others do since the last barrier, or overwrites what they use."""
-    since: list[Op] = []
-    for op in ops:
-
-        def conflicts(earlier: Op, op: Op = op) -> bool:
-            if earlier.by_rows and op.by_rows:
-                return False
-            wrote, used = set(earlier.writes), set(earlier.writes) | set(earlier.reads)
-            return bool(wrote & set(op.reads)) or bool(used & set(op.writes))
-
-        op.barrier = any(conflicts(earlier) for earlier in since)
-        if op.barrier:
-            since = []
-        since.append(op)

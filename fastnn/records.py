@@ -42,11 +42,12 @@ class Record:
         if 8 * len(self.fields) > SLOT:
             raise ValueError(f"record {name} needs {8 * len(self.fields)} bytes, a slot has {SLOT}")
         self._packer = struct.Struct("".join("d" if kind == "float" else "q" for kind in self.fields.values()))
+        self.offsets = {field: 8 * i for i, field in enumerate(self.fields)}
         self.dtype = np.dtype(
             {
                 "names": list(self.fields),
                 "formats": ["f8" if kind == "float" else "i8" for kind in self.fields.values()],
-                "offsets": [8 * i for i in range(len(self.fields))],
+                "offsets": list(self.offsets.values()),
                 "itemsize": SLOT,
             }
         )

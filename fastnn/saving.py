@@ -1,7 +1,7 @@
 """Models on disk: safetensors files with the architecture as JSON in their metadata.
 
-Arrays are named ``<layer>/<parameter>``, optimizer states ``state<i>/<layer>/<parameter>``.  Loading parses numbers and JSON and
-builds layers from a fixed list of classes: nothing in a file is executed.
+Arrays are named ``<layer>/<parameter>``, optimizer states ``state<i>/<layer>/<parameter>``.  Loading parses numbers and
+JSON and builds layers from a fixed list of classes: nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastnn import __version__, layers, losses, optimizers
+from fastnn import __version__
 
 if TYPE_CHECKING:
     from fastnn.sequential import Sequential
@@ -31,9 +31,7 @@ def save(model: Sequential, filepath: str | Path, *, whole: bool) -> None:
     meta: dict[str, Any] = {"name": model.name, "dtype": model.dtype, "seed": model.seed}
     if whole:
         meta["input_shape"] = list(network.input_shape)
-        meta["layers"] = [
-            {"class": type(layer).__name__, "config": layer.get_config()} for layer in model.layers
-        ]
+        meta["layers"] = [{"class": type(layer).__name__, "config": layer.get_config()} for layer in model.layers]
         if model.optimizer is not None:
             meta["compile"] = {
                 "optimizer": {"name": model.optimizer.name, "config": model.optimizer.get_config()},
@@ -66,7 +64,8 @@ def _write(path: Path, content: bytes) -> None:
         raise
 
 
-def _read(filepath: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read(filepath: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the architecture in a file, or an error that says what is wrong with it."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(filepath)
@@ -97,7 +96,7 @@ def _read(filepath: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def load_weights(model: Sequential, filepath: str | Path) -> None:
     """Set the model's parameters from a file; the arrays must fit in order and shape."""
     network = model._built()
-    arrays, _ = _read(filepath)
+    arrays, _ = read(filepath)
     names = [name for name, _ in network.views()]
     stored = {name: a for name, a in arrays.items() if not name.startswith("state")}
     if set(stored) == set(names):
@@ -111,72 +110,3 @@ def load_weights(model: Sequential, filepath: str | Path) -> None:
         network.assign(names, ordered)
     except ValueError as error:
         raise ValueError(f"{filepath} does not fit the model: {error}") from None
-
-
-def load_model(filepath: str | Path, *, device: str = "cpu", n_threads: int | None = None) -> Sequential:
-    """Read a model that `Sequential.save` wrote.
-
-    Parameters
-    ----------
-    filepath : str or path
-        The file.
-    device, n_threads
-        As for `Sequential`: where a model runs is not part of it.
-
-    Returns
-    -------
-    Sequential
-        With its parameters and, if it was compiled, optimizer, loss, metrics and the optimizer's state.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is damaged, not from fastnn, or holds only weights.
-
-    Examples
-    --------
-    >>> import fastnn, tempfile, pathlib
-    >>> model = fastnn.Sequential([fastnn.layers.Input((3,)), fastnn.layers.Dense(2)])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     model.save(pathlib.Path(folder, "model.safetensors"))
-    ...     same = fastnn.load_model(pathlib.Path(folder, "model.safetensors"))
-    >>> (same.get_weights()[0] == model.get_weights()[0]).all()
-    np.True_
-    """
-    from fastnn.sequential import Sequential
-
-    arrays, architecture = _read(filepath)
-    if "layers" not in architecture:
-        raise ValueError(f"{filepath} holds weights only: build the model and call load_weights")
-    try:
-        parts = [layers.from_config(entry["class"], entry["config"]) for entry in architecture["layers"]]
-        model = Sequential(
-            [layers.Input(tuple(architecture["input_shape"])), *parts],
-            dtype=architecture["dtype"],
-            device=device,
-            seed=architecture["seed"],
-            n_threads=n_threads,
-            name=architecture["name"],
-        )
-        compiled = architecture.get("compile")
-        if compiled:
-            loss = compiled["loss"]
-            model.compile(
-                optimizers.CLASSES[compiled["optimizer"]["name"]](**compiled["optimizer"]["config"]),
-                losses.CLASSES[loss["name"]](**loss["config"]) if loss else None,
-                compiled["metrics"],
-            )
-        network = model._built()
-        names = [name for name, _ in network.views()]
-        network.assign(names, [arrays[name] for name in names])
-        if compiled and model.optimizer is not None:
-            states = sum(f"state{i}/{names[0]}" in arrays for i in range(2)) if names else 0
-            network.buffers(states)
-            for i in range(states):
-                network.assign(names, [arrays[f"state{i}/{name}"] for name in names], network.state[i])
-            model.optimizer.iterations = int(compiled["iterations"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{filepath} is damaged: {type(error).__name__}: {error}") from None
-    return model

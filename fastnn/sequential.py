@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnn import _names, backend, data, losses, metrics, optimizers, saving, training
+from fastnn import _names, backend, losses, metrics, optimizers, saving, training
 from fastnn.callbacks import Callback, History
 from fastnn.layers import Activation, Dense, Dropout, Input, Layer, Rescaling, Shape
 from fastnn.network import Network
@@ -30,7 +30,8 @@ class Sequential:
     device : {"cpu"}
         Where the model runs.
     seed : int, optional
-        Decides initial weights, shuffling and dropout.  The same seed gives the same bits, whatever the number of threads.
+        Decides initial weights, shuffling and dropout.  The same seed gives the same bits, whatever the number of
+        threads.
     n_threads : int, optional
         Threads to use; the default is `fastnn.get_num_threads`.
     name : str, optional
@@ -170,14 +171,14 @@ class Sequential:
     def _built(self) -> Network:
         if self.network is None:
             raise RuntimeError(
-                "the model has no parameters yet: start it with an Input layer, call build(input_shape), or fit it first"
+                "the model has no parameters yet: start it with an Input layer, call build(input_shape) or fit it first"
             )
         return self.network
 
     # --- compiling ----------------------------------------------------------------------------------------------
 
-    def compile(self, optimizer: object = "adam", loss: object = None, metrics: object = None) -> None:  # noqa: A003
-        """Choose how the model is trained.  (Nothing is compiled here or per model: kernels exist already.)
+    def compile(self, optimizer: object = "adam", loss: object = None, metrics: object = None) -> None:
+        """Choose how the model is trained; no code is compiled per model, its kernels exist already.
 
         Parameters
         ----------
@@ -252,7 +253,8 @@ class Sequential:
         epochs : int
             The epoch to train up to (counted from `initial_epoch`).
         verbose : {"auto", 0, 1, 2}
-            0 is silent, 1 draws a progress bar on standard error ("auto": only on a terminal), 2 prints a line per epoch.
+            0 is silent, 1 draws a progress bar on standard error ("auto": only on a terminal), 2 prints a line per
+            epoch.
         callbacks : list of Callback, optional
             Called around epochs and batches.
         validation_split : float
@@ -457,5 +459,3 @@ def _check_dtype(dtype: object) -> str:
     if name not in ("float32", "float64") or dtype is None:
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     return name
-
-

@@ -10,7 +10,7 @@ _chosen: int | None = None
 
 @functools.cache
 def available_cpus() -> int:
-    """CPUs this process may use: affinity, cgroup quota and the limit joblib sets for its workers, whichever is least."""
+    """CPUs this process may use: its affinity, its cgroup's quota or joblib's limit for workers, whichever is least."""
     limits = [os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):
         limits.append(len(os.sched_getaffinity(0)))

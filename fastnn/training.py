@@ -10,7 +10,8 @@ import numpy as np
 
 from fastnn import _names, data, metrics
 from fastnn import callbacks as callbacks_
-from fastnn.plan import Feed, Lowering, Objective, Program
+from fastnn.plan import Feed, Lowering, Objective
+from fastnn.program import Program
 from fastnn.threads import check_threads
 
 if TYPE_CHECKING:
@@ -209,18 +210,20 @@ def fit(
         raise ValueError(f"verbose must be 'auto', 0, 1 or 2, got {verbose!r}")
     hooks = callbacks_.check(callbacks)
     split = _names.number(validation_split, "validation_split", low=0, high=1, open_high=True)
-    if validation_data is not None and (not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3)):
+    if validation_data is not None and (
+        not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3)
+    ):
         raise ValueError("validation_data must be (x, y) or (x, y, sample_weight)")
-    x = data.samples(x, model.input_shape)
-    network = model._network_for(x)
+    array = data.samples(x, model.input_shape)
+    network = model._network_for(array)
     held_out: Samples | None = None
     if validation_data is not None:
         xv = data.samples(validation_data[0], network.input_shape, "validation x")
         held_out = Samples(network, xv, loss, *validation_data[1:])
     if split and validation_data is None:
-        x, y, sample_weight, (xv, *rest) = _split(x, y, sample_weight, split)
+        array, y, sample_weight, (xv, *rest) = _split(array, y, sample_weight, split)
         held_out = Samples(network, xv, loss, *rest)
-    samples = Samples(network, x, loss, y, sample_weight, class_weight)
+    samples = Samples(network, array, loss, y, sample_weight, class_weight)
     adopt(model, network)
     history = callbacks_.History()
     bar = callbacks_.ProgressBar(verbose) if verbose else None
@@ -255,7 +258,9 @@ def _split(x: np.ndarray, y: object, weight: object, split: float) -> tuple:
     weight = None if weight is None else data.as_numbers(weight, "sample_weight")
     for name, array in (("y", y), ("sample_weight", weight)):
         if array is not None and (array.ndim == 0 or len(array) != len(x)):
-            raise ValueError(f"{name} must have one entry for each of the {len(x)} samples of x, got shape {array.shape}")
+            raise ValueError(
+                f"{name} must have one entry for each of the {len(x)} samples of x, got shape {array.shape}"
+            )
 
     def cut(array: np.ndarray | None, part: slice) -> np.ndarray | None:
         return None if array is None else array[part]

@@ -4,16 +4,16 @@ Names are those of the BLIS papers (Van Zee and van de Geijn, "BLIS: A Framework
 Functionality", ACM TOMS 41(3), 2015).
 
 Register tile, MR x NR.
-    The tile of C lives in MR * NV vector registers (NR = NV * lanes).  One step of k loads NV vectors of B, broadcasts MR
-    elements of A, and issues MR * NV multiply-adds.  Two FMA ports with a latency of 4 need at least 8 independent sums; the
-    loads (MR + NV) must stay below the multiply-adds (MR * NV); and MR * NV + NV + 1 registers must exist.
+    The tile of C lives in MR * NV vector registers (NR = NV * lanes).  One step of k loads NV vectors of B, broadcasts
+    MR elements of A, and issues MR * NV multiply-adds.  Two FMA ports with a latency of 4 need at least 8 independent
+    sums; the loads (MR + NV) must stay below the multiply-adds (MR * NV); and MR * NV + NV + 1 registers must exist.
 
     Worked example, AVX-512 (32 registers, 16 floats each): 14 x 2 uses 28 + 2 + 1 = 31 registers and needs 16 loads for
     28 multiply-adds: 14 cycles of arithmetic, 8 of loads.  AVX2 (16 registers): 6 x 2 uses 12 + 2 + 1 = 15.
 
 Depth, KC.
-    A panel of B, KC x NR, is read again for every tile of rows and should stay in the first-level cache beside the rows of A:
-    KC * NR * size <= 3/4 L1.
+    A panel of B, KC x NR, is read again for every tile of rows and should stay in the first-level cache beside the rows
+    of A: KC * NR * size <= 3/4 L1.
 
     Worked example, 48 KiB, float32, NR = 32: KC <= 288, rounded down to 256: the panel takes 32 KiB.
 """
@@ -54,8 +54,8 @@ def blocks(m: int, n: int, k: int, dtype: str) -> dict[str, int]:
     panels = 1
     size = 4 if dtype == "float32" else 8
     if m * kc * size > target.caches()["L2"] // 2:
-        # A block of k of A does not stay in the second-level cache from one panel of B to the next, so a task takes several
-        # panels for each of its rows, as long as there are tasks enough for all threads.
+        # A block of k of A does not stay in the second-level cache from one panel of B to the next, so a task takes
+        # several panels for each of its rows, as long as there are tasks enough for all threads.
         count = -(-n // columns(dtype))
         while panels < 8 and 2 * panels <= count and -(-count // (2 * panels)) * -(-m // rows) >= TASKS:
             panels *= 2
@@ -84,7 +84,8 @@ def pack(m: int, b_col: int) -> bool:
 def pad(n: int, dtype: str) -> int:
     """A leading dimension for rows of `n` elements: whole vectors, and not a multiple of 1 KiB.
 
-    Rows whose addresses differ by a power of two fall into the same few sets of the cache; one more vector spreads them.
+    Rows whose addresses differ by a power of two fall into the same few sets of the cache; one more vector spreads
+    them.
     """
     lanes = CPU.lanes(dtype)
     size = 4 if dtype == "float32" else 8

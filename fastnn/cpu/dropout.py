@@ -1,8 +1,8 @@
 """Dropout, with masks from a counter-based generator.
 
-Whether a unit is dropped is a pure function of (seed, layer, training step, row, column): Philox4x32-10 (Salmon, Moraes, Dror
-and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011).  So the backward pass recomputes the mask instead of storing
-it, and the mask does not depend on threads, padding or device.
+Whether a unit is dropped is a pure function of (seed, layer, training step, row, column): Philox4x32-10 (Salmon,
+Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011).  So the backward pass recomputes the
+mask instead of storing it, and the mask does not depend on threads, padding or device.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 
 @kernel(DROPOUT)
 def dropout(op, run, step, thread):
-    """``y = x / keep`` where the unit is kept, else 0; x and y may be the same.  Forward and backward are this kernel."""
+    """``y = x / keep`` where the unit is kept, else 0; x and y may be the same.  Used forward and backward."""
     first, last = share(op.rows, thread, run.threads)
     k0, k1 = np.uint64(run.seed) & LOW, np.uint64(run.seed) >> SHIFT
     threshold = np.uint64(op.threshold)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from fastnn.cpu import blocking, loader, team
-from fastnn.plan import Op, Program, Ref
+from fastnn.program import Op, Program, Ref
 from fastnn.records import GEMM, RUN, SLOT
 
 ALONE = 500_000  # floating-point operations of a step below which one thread is faster than a team
@@ -29,6 +29,24 @@ def pad(dtype: str) -> Callable[[int], int]:
     return lambda n: blocking.pad(n, dtype)
 
 
+def _int(op: Op, field: str) -> int:
+    value = op.fields[field]
+    assert isinstance(value, int)
+    return value
+
+
+def kernel_of(op: Op) -> str:
+    """The kernel that computes an operation: for a product it depends on the shape."""
+    if op.record is not GEMM:
+        return op.kernel
+    return blocking.product(_int(op, "m"), _int(op, "b_row"), _int(op, "b_col"), _int(op, "a_col"))
+
+
+def cut(op: Op, dtype: str) -> dict[str, int]:
+    """How a product is divided into blocks and tasks."""
+    return blocking.blocks(_int(op, "m"), _int(op, "n"), _int(op, "k"), dtype)
+
+
 class Table:
     """The records of one program; operands that are bound per run are remembered."""
 
@@ -45,30 +63,26 @@ class Table:
         self.bound: dict[str, list[int]] = {}  # buffer -> positions of 8-byte words to patch
         epilogue = self.length
         for slot, op in enumerate(program.ops):
-            extra = dict(self._blocks(op, scratch, stride))
+            extra: dict[str, int | float | Ref] = {}
+            if op.record is GEMM:
+                extra |= {**cut(op, dtype), "scratch": scratch, "scratch_stride": stride}
+                extra["pack"] = blocking.pack(_int(op, "m"), _int(op, "b_col"))
             if op.epilogue is not None:
                 extra["epilogue"] = self.address + epilogue * SLOT
                 self._put(epilogue, op.epilogue, {})
                 epilogue += 1
             self._put(slot, op, extra)
 
-    def _blocks(self, op: Op, scratch: Ref, stride: int) -> Mapping[str, int | float | Ref]:
-        if op.record is not GEMM:
-            return {}
-        f = op.fields
-        cut = blocking.blocks(f["m"], f["n"], f["k"], self.dtype)
-        return {**cut, "pack": int(blocking.pack(f["m"], f["b_col"])), "scratch": scratch, "scratch_stride": stride}
-
     def _put(self, slot: int, op: Op, extra: Mapping[str, int | float | Ref]) -> None:
-        name = op.kernel
-        if op.record is GEMM:
-            name = blocking.product(*(op.fields[field] for field in ("m", "b_row", "b_col", "a_col")))
-        values: dict[str, int | float] = {"kernel": loader.address(name, self.dtype), "barrier": int(op.barrier)}
+        values: dict[str, int | float] = {
+            "kernel": loader.address(kernel_of(op), self.dtype),
+            "barrier": int(op.barrier),
+        }
         for name, value in {**op.fields, **extra}.items():
             if isinstance(value, Ref):
                 base = self.bases.get(value.buffer)
                 if base is None:  # the caller's array: filled in by `bind`
-                    word = (slot * SLOT + op.record.dtype.fields[name][1]) // 8
+                    word = (slot * SLOT + op.record.offsets[name]) // 8
                     self.bound.setdefault(value.buffer, []).append(word)
                     continue
                 value = base + value.offset * self.size
@@ -106,9 +120,8 @@ class Executable:
     ) -> None:
         self.rows = rows
         self.threads = 1 if program.flops < ALONE else threads
-        gemms = [op.fields for p in (program, short) if p for op in p.ops if op.record is GEMM]
-        cuts = [blocking.blocks(f["m"], f["n"], f["k"], dtype) for f in gemms]
-        stride = max((blocking.scratch(dtype, **cut) for cut in cuts), default=0)
+        products = [op for p in (program, short) if p for op in p.ops if op.record is GEMM]
+        stride = max((blocking.scratch(dtype, **cut(op, dtype)) for op in products), default=0)
         arena = max(program.arena, short.arena if short else 0)
         self.arena = allocate(arena + self.threads * stride, dtype)
         self.totals = np.zeros(max(sums, 1))

@@ -31,7 +31,6 @@ from fastnn.cpu.simd import (
     offset,
     rank1,
     store,
-    store_first,
     store_tile,
     transpose_block,
     transpose_corner,
@@ -59,7 +58,7 @@ def make_tile(rows, vectors):
 def make_block(vectors):
     """One block of k for all tiles of a task: `rows` x (vectors * lanes) of C."""
     tiles = [make_tile(h, vectors) for h in HEIGHTS]
-    full, t8, t4, t2, t1 = tiles[0], *([tiles[0]] * (5 - len(tiles))), *tiles[1:]
+    full, t8, t4, t2, t1 = [tiles[0]] * (5 - len(tiles)) + tiles
 
     @device
     def block(op, run, step, a, b, b_row, k, partial, i, j, rows, cols, first, last):

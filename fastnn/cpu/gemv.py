@@ -1,7 +1,7 @@
 """The product of one row with a matrix: C (1, n) = epilogue(A (1, k) B (k, n)).
 
-Every element of B is used once, so its memory traffic is the time, and the tile of `fastnn.cpu.gemm` (which exists to use
-elements several times) does not fit.  Same record, same epilogues.
+Every element of B is used once, so its memory traffic is the time, and the tile of `fastnn.cpu.gemm` (which exists to
+use elements several times) does not fit.  Same record, same epilogues.
 """
 
 from fastnn.cpu.gemm import make_tile

@@ -60,7 +60,17 @@ class Product:
     """The records of one product: all but the addresses of its operands, so that a repeated shape costs little."""
 
     def __init__(
-        self, m: int, k: int, n: int, a: tuple, b: tuple, c: tuple, size: int, activation: str, alpha: float, threads: int
+        self,
+        m: int,
+        k: int,
+        n: int,
+        a: tuple,
+        b: tuple,
+        c: tuple,
+        size: int,
+        activation: str,
+        alpha: float,
+        threads: int,
     ) -> None:
         dtype = "float32" if size == 4 else "float64"
         a_row, a_col, b_row, b_col, c_row, c_col = (stride // size for stride in (*a, *b, *c))
@@ -85,8 +95,8 @@ class Product:
 
 
 # Positions of the operands' fields, in words of the two records.
-A, B = GEMM.dtype.fields["a"][1] // 8, GEMM.dtype.fields["b"][1] // 8
-C, BIAS = (SLOT + FORWARD.dtype.fields["c"][1]) // 8, (SLOT + FORWARD.dtype.fields["bias"][1]) // 8
+A, B = GEMM.offsets["a"] // 8, GEMM.offsets["b"] // 8
+C, BIAS = (SLOT + FORWARD.offsets["c"]) // 8, (SLOT + FORWARD.offsets["bias"]) // 8
 KEPT = 64  # products a thread keeps
 
 

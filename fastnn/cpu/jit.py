@@ -1,8 +1,8 @@
 """The one place where Numba is told how to compile: flags and signatures.
 
-A kernel is a plain Python function over records (`fastnn.records`), marked with `@kernel(RECORD)` or `@epilogue(RECORD)`;
-what it calls is marked with `@device` and inlined.  Marking compiles nothing: `fastnn.cpu.loader` asks `to_llvm` for the code
-of one kernel and one dtype when that is first needed and not in the cache.
+A kernel is a plain Python function over records (`fastnn.records`), marked with `@kernel(RECORD)` or
+`@epilogue(RECORD)`; what it calls is marked with `@device` and inlined.  Marking compiles nothing: `fastnn.cpu.loader`
+asks `to_llvm` for the code of one kernel and one dtype when that is first needed and not in the cache.
 """
 
 from collections.abc import Callable

@@ -2,8 +2,9 @@
 
 Numba's own cache cannot be used for three reasons: it does not notice an edited callee, two processes that fill it at
 once can mix up the files of two signatures, and reading it needs all of Numba (0.3 s).  Here a cached kernel is one
-object file whose folder is named by a hash of everything that shaped it, written by an atomic rename, and linked without
-importing Numba at all: a process that finds its kernels in the cache starts training a few milliseconds after import.
+object file whose folder is named by a hash of everything that shaped it, written by an atomic rename, and linked
+without importing Numba at all: a process that finds its kernels in the cache starts training a few milliseconds after
+import.
 """
 
 import contextlib
@@ -148,8 +149,8 @@ def cache_folder() -> Path | None:
             pass
     except OSError as error:
         warnings.warn(
-            f"fastnn cannot write its cache directory {folder} ({error.strerror or error}): kernels are compiled anew in "
-            "every process (a few seconds each time). Set FASTNN_CACHE_DIR to a writable directory.",
+            f"fastnn cannot write its cache directory {folder} ({error.strerror or error}): kernels are compiled anew "
+            "in every process (a few seconds each time). Set FASTNN_CACHE_DIR to a writable directory.",
             RuntimeWarning,
             stacklevel=2,
         )

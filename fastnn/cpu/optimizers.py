@@ -1,7 +1,7 @@
 """Optimizer updates: as the epilogue of a weight gradient, and over flat arrays.
 
-Both forms of an optimizer call the same vector function, which reads and writes parameters and state once.  As an epilogue
-the gradient is the tile of a product that is still in the first-level cache: it never reaches memory.
+Both forms of an optimizer call the same vector function, which reads and writes parameters and state once.  As an
+epilogue the gradient is the tile of a product that is still in the first-level cache: it never reaches memory.
 """
 
 from fastnn.cpu.jit import device, epilogue, kernel

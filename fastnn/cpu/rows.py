@@ -1,11 +1,11 @@
 """Rows in and out: a batch gathered from the user's arrays, results written to them, and sums over rows."""
 
-from fastnn.cpu.jit import device, kernel
 from numba.types import float32 as FLOAT32
 from numba.types import float64 as FLOAT64
 
-from fastnn.cpu.simd import cast, is_null, lanes, load_bytes, muladd, offset, scalar_like, splat, store
+from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.share import share
+from fastnn.cpu.simd import cast, is_null, lanes, load_bytes, muladd, offset, scalar_like, splat, store
 from fastnn.records import GATHER, LABELS, SCATTER, TOTAL
 
 

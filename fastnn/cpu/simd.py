@@ -5,7 +5,8 @@ themselves stay short loops:
 
 - `Vec`: a vector of float32 or float64 as wide as the CPU's registers, with arithmetic, comparison and `muladd`;
 - `load`, `store`, `splat` and their masked forms for the first lanes of a ragged end;
-- `zeros_tile`, `rank1`, `store_tile`: a tile of C held in registers, and its update by one column of A times one row of B;
+- `zeros_tile`, `rank1`, `store_tile`: a tile of C held in registers, and its update by one column of A times one row of
+B;
 - `RecordRef`: typed access to the fields of a plan's record (`fastnn.records`);
 - atomics, for the barrier, and calls through an address, for the engine.
 
@@ -112,7 +113,7 @@ class _RecordAttributes(AttributeTemplate):
 
 @lower_getattr_generic(RecordRef)
 def _record_field(context, builder, ref, value, field):
-    offset = ref.record.dtype.fields[field][1]
+    offset = ref.record.offsets[field]
     kind = ref.record.fields[field]
     stored = ir.DoubleType() if kind == "float" else I64
     raw = builder.load(builder.bitcast(builder.gep(value, [I64(offset)]), stored.as_pointer()), align=8)
@@ -518,8 +519,8 @@ def constant(float32, float64):
 def polynomial(float32, float64):
     """A polynomial as a function of a vector; coefficients for each dtype, lowest power first.
 
-    Horner's rule, for even and odd powers apart where the degree is high: a chain of half the length lets the CPU overlap
-    several vectors (log in float64, degree 18, takes 1.0 ns an element instead of 1.2).
+    Horner's rule, for even and odd powers apart where the degree is high: a chain of half the length lets the CPU
+    overlap several vectors (log in float64, degree 18, takes 1.0 ns an element instead of 1.2).
     """
 
     @intrinsic
@@ -624,9 +625,7 @@ def rank1(typingctx, tile, vectors, a, a_row, b):
         tile, _, a, a_row, b = args
         vector = _llvm(ty)
         size = ty.scalar.bitwidth // 8
-        row = [
-            builder.load(_vector_pointer(builder, b, I64(j * ty.lanes), vector), align=size) for j in range(columns)
-        ]
+        row = [builder.load(_vector_pointer(builder, b, I64(j * ty.lanes), vector), align=size) for j in range(columns)]
         name = f"llvm.fmuladd.{_suffix(vector)}"
         for i in range(sig.args[0].count // columns):
             at = builder.gep(a, [builder.mul(a_row, I64(i))])
@@ -692,7 +691,7 @@ def transpose_block(typingctx, source, row, out, out_row):
 
 @intrinsic
 def transpose_corner(typingctx, source, row, rows, cols, out, out_row):
-    """As `transpose_block` for a block of `rows` x `cols` elements; writes `cols` whole vectors, with zeros beyond `rows`."""
+    """As `transpose_block` for `rows` x `cols` elements; writes `cols` whole vectors, with zeros beyond `rows`."""
     ty = vec(source.dtype)
 
     def codegen(context, builder, sig, args):

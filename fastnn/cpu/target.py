@@ -6,8 +6,8 @@ of a smaller one (``NUMBA_CPU_NAME=generic`` is the portable path).
 
 import functools
 import os
-import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 import llvmlite.binding as llvm
 
@@ -56,12 +56,11 @@ def host() -> Target:
 def caches() -> dict[str, int]:
     """Bytes of the first-, second- and third-level data caches that one core reaches."""
     sizes = {"L1": 32 << 10, "L2": 512 << 10, "L3": 8 << 20}  # what to assume where the system does not tell
-    if hasattr(os, "sysconf") and platform.system() == "Linux":
-        for level, name in (("L1", "LEVEL1_DCACHE"), ("L2", "LEVEL2_CACHE"), ("L3", "LEVEL3_CACHE")):
-            try:
-                size = os.sysconf(f"SC_{name}_SIZE")
-            except (ValueError, OSError):
-                continue
-            if size > 0:
-                sizes[level] = size
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):  # Linux
+        try:
+            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        if kind != "Instruction" and size[:-1].isdigit():
+            sizes[f"L{level}"] = int(size[:-1]) << {"K": 10, "M": 20, "G": 30}[size[-1]]
     return sizes

@@ -1,7 +1,7 @@
 """Teams of threads that run a compiled function together.
 
-A team's threads are Python threads that spend their life inside compiled code, without the interpreter's lock.  Teams are kept
-for reuse; a forked child starts without any, since threads do not survive a fork.
+A team's threads are Python threads that spend their life inside compiled code, without the interpreter's lock.  Teams
+are kept for reuse; a forked child starts without any, since threads do not survive a fork.
 """
 
 import ctypes
@@ -49,8 +49,8 @@ class Team:
     def run(self, function: Callable[[int], None], halt: Callable[[], None], watch: Callable[[], None] | None) -> None:
         """Call ``function(thread)`` in every thread and wait.
 
-        Meanwhile `watch` is called now and then.  On an exception in the caller (Ctrl-C) `halt` is called, the team finishes
-        its step, and the exception goes on.
+        Meanwhile `watch` is called now and then.  On an exception in the caller (Ctrl-C) `halt` is called, the team
+        finishes its step, and the exception goes on.
         """
         futures = [self._pool.submit(function, thread) for thread in range(self.threads)]
         try:
@@ -84,9 +84,7 @@ def borrow(threads: int) -> Iterator[Team | None]:
                 _idle.setdefault(threads, []).append(team)
 
 
-def run_alone(
-    function: Callable[[int, int], None], first: int, stop: int, watch: Callable[[int], None] | None
-) -> None:
+def run_alone(function: Callable[[int, int], None], first: int, stop: int, watch: Callable[[int], None] | None) -> None:
     """Run steps [first, stop) in the calling thread: ``function(first, stop)``, a slice of about 20 ms at a time.
 
     Between slices the interpreter handles signals, so Ctrl-C works and `watch` is told how far the run is.

@@ -12,8 +12,8 @@ Three tricks recur:
   bounds below hold where `muladd` rounds twice, too.
 - ``select(x > top, top, x)`` clamps and, since no comparison with NaN is true, lets NaN through.
 
-Errors are in units in the last place (ulp) of the exact result, over all of float32 and, for float64, over a sample;
-each is the largest of AVX-512, AVX2 and the portable path.  `tests/test_vmath.py` measures them again.
+Errors are in units in the last place (ulp) of the exact result: the largest over all of float32 and over 10^5 float64,
+with and without a fused multiply-add.  `tests/test_vmath.py` measures them again.
 """
 
 from fastnn.cpu.jit import device
@@ -130,7 +130,7 @@ def reduce_exp(x):
 
 @device
 def exp(x):
-    """e^x: 2^n (1 + expm1(r)).  At most 0.9 ulp (float32, float64)."""
+    """e^x: 2^n (1 + expm1(r)).  At most 1.01 ulp in float32, 1.0 in float64."""
     x = select(x > EXP_TOP(x), EXP_TOP(x), x)
     x = select(x < EXP_BOTTOM(x), EXP_BOTTOM(x), x)
     n, p = reduce_exp(x)
@@ -143,7 +143,10 @@ def exp(x):
 
 @device
 def sigmoid(x):
-    """1 / (1 + e^-x), as e / (1 + e) for x < 0, with e = e^-|x|: never overflows."""
+    """1 / (1 + e^-x), as e / (1 + e) for x < 0, with e = e^-|x|: never overflows.
+
+    At most 1.97 ulp in float32, 1.7 in float64.
+    """
     e = exp(-absolute(x))
     d = 1.0 + e
     lost = e - (d - 1.0)  # by rounding d: costs 0.8 ulp if it is not made good
@@ -154,7 +157,10 @@ def sigmoid(x):
 
 @device
 def tanh(x):
-    """x + x^3 P(x^2) for |x| < 0.55, else 1 - 2 / (e^(2 |x|) + 1), odd: what is rounded is small beside the result."""
+    """x + x^3 P(x^2) for |x| < 0.55, else 1 - 2 / (e^(2 |x|) + 1), odd: what is rounded is small beside the result.
+
+    At most 1.47 ulp in float32, 1.4 in float64.
+    """
     z = absolute(x)
     z = select(z > TANH_TOP(x), TANH_TOP(x), z)
     square = z * z
@@ -191,7 +197,10 @@ def integral(k):
 
 @device
 def log(x):
-    """Natural logarithm: k ln 2 + log(1 + f), f = x / 2^k - 1."""
+    """Natural logarithm: k ln 2 + log(1 + f), f = x / 2^k - 1 in [-1/3, 1/3).
+
+    At most 0.86 ulp in float32, 0.8 in float64.
+    """
     tiny = x < SMALLEST_NORMAL(x)
     y = select(tiny, x * RAISE(x), x)
     k = exponent(y)
@@ -203,7 +212,10 @@ def log(x):
 
 @device
 def log1p(x):
-    """log(1 + x): what rounding 1 + x to u loses is added to f, exactly 0 + x where x is small."""
+    """log(1 + x): what rounding 1 + x to u loses is added to f, which is x itself where x is small.
+
+    Reduced and evaluated as in `log`.  At most 1.59 ulp in float32, 1.51 in float64.
+    """
     u = 1.0 + x
     v = u - 1.0
     lost = (1.0 - (u - v)) + (x - v)
@@ -219,5 +231,8 @@ def log1p(x):
 
 @device
 def softplus(x):
-    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|): never overflows."""
+    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|): never overflows.
+
+    At most 1.8 ulp in float32, 1.71 in float64.
+    """
     return select(x > 0.0, x, 0.0) + log1p(exp(-absolute(x)))

@@ -1,0 +1,1 @@
+"""fastnn beside its rivals: the same inputs, dtype and threads, checked before they are timed."""

@@ -1,0 +1,275 @@
+"""What is measured: the inputs of every case and its answer in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+RATE, DECAY_1, DECAY_2, EPSILON = 1e-3, 0.9, 0.999, 1e-8  # of Adam; torch's and scikit-learn's epsilon, for all
+MLP = (784, 256, 10)
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One thing to do, in several sizes.
+
+    Attributes
+    ----------
+    title : str
+        For people.
+    cases : dict of tuple
+        Name of each size and the arguments of `inputs`.
+    inputs : callable
+        Makes the keyword arguments of the rivals' factories.
+    reference : callable
+        The answer in float64 from the same keyword arguments.
+    tolerance : float
+        Largest error of a rival, relative to the largest element of the answer.
+    small : frozenset of str
+        The cases that pure Python loops can do in milliseconds.
+    unit : str
+        What one time is of.
+    """
+
+    title: str
+    cases: dict[str, tuple]
+    inputs: Callable[..., Inputs]
+    reference: Callable[..., Any]
+    tolerance: float
+    small: frozenset[str] = frozenset()
+    unit: str = "call"
+
+
+def _normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
+
+
+def _double(*arrays: np.ndarray) -> list[np.ndarray]:
+    return [array.astype(np.float64) for array in arrays]
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+
+
+def product_inputs(m: int, k: int, n: int, transposed: str = "") -> Inputs:
+    """a (m, k) and b (k, n); the one that `transposed` names is a transposed view, as in a backward pass."""
+    a = _normal(k, m, seed=1).T if transposed == "a" else _normal(m, k, seed=1)
+    b = _normal(n, k, seed=2).T if transposed == "b" else _normal(k, n, seed=2)
+    return {"a": a, "b": b}
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a b."""
+    return np.matmul(*_double(a, b))
+
+
+def dense_inputs(rows: int, inputs: int, units: int) -> Inputs:
+    """A layer of `units` units on `rows` samples."""
+    return {"x": _normal(rows, inputs, seed=1), "w": _normal(inputs, units, seed=2), "b": _normal(units, seed=3)}
+
+
+def dense_relu(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """relu(x w + b)."""
+    x, w, b = _double(x, w, b)
+    return np.maximum(x @ w + b, 0)
+
+
+# --- functions of elements --------------------------------------------------------------------------------------------
+
+
+def array_inputs(*shape: int) -> Inputs:
+    """Numbers of a few units, as activations see them."""
+    return {"x": 2 * _normal(*shape)}
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """exp(x) / sum(exp(x)) of each row."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True), dtype=np.float64)
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def bce_inputs(rows: int) -> Inputs:
+    """Logits and 0/1 targets."""
+    return {"z": 2 * _normal(rows, 1), "t": (_normal(rows, 1, seed=5) > 0).astype(np.float32)}
+
+
+def bce(z: np.ndarray, t: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean binary cross-entropy of sigmoid(z), and its gradient."""
+    z, t = _double(z, t)
+    return float(np.mean(np.logaddexp(0, z) - z * t)), (1 / (1 + np.exp(-z)) - t) / len(z)
+
+
+# --- updates ----------------------------------------------------------------------------------------------------------
+
+
+def update_inputs(n: int) -> Inputs:
+    """Parameters and their gradient."""
+    return {"p": _normal(n, seed=1), "g": _normal(n, seed=2)}
+
+
+def sgd(p: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """Parameters after the first step of SGD."""
+    p, g = _double(p, g)
+    return p - RATE * g
+
+
+def adam(p: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """Parameters after the first step of Adam."""
+    p, g = _double(p, g)
+    return p - RATE * g / (np.abs(g) + EPSILON)  # bias correction makes the first moments g and g^2
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _samples(rows: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Samples with labels that depend on them, so that a loss has somewhere to go."""
+    x = np.random.default_rng(rows).random((rows, sizes[0]), dtype=np.float32)
+    score = (x - np.float32(0.5)) @ _normal(sizes[0], max(sizes[-1], 2), seed=7)
+    return x, score.argmax(axis=1)
+
+
+def initial_weights(sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """Kernel and bias of each layer."""
+    weights = []
+    for i, (rows, cols) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        weights += [_normal(rows, cols, seed=10 + i) / np.float32(rows**0.5), np.zeros(cols, np.float32)]
+    return weights
+
+
+def training_inputs(sizes: tuple[int, ...], batch: int, rows: int) -> Inputs:
+    """Samples, class numbers, initial weights and the batch size."""
+    x, y = _samples(rows, sizes)
+    return {"x": x, "y": y, "weights": initial_weights(sizes), "batch": batch}
+
+
+def training_loss(x: np.ndarray, y: np.ndarray, weights: list[np.ndarray]) -> float:
+    """Mean loss of a network with these weights: binary cross-entropy of one output, else of softmax."""
+    z = logits(x, weights)
+    if z.shape[1] == 1:
+        return bce(z, y[:, np.newaxis])[0]
+    return float(-np.mean(np.log(softmax(z)[np.arange(len(y)), y])))
+
+
+def logits(x: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
+    """Outputs of the last layer before its activation."""
+    *hidden, (w, b) = zip(weights[::2], weights[1::2], strict=True)
+    for kernel, bias in hidden:
+        x = dense_relu(x, kernel, bias)
+    return x @ w.astype(np.float64) + b
+
+
+def train(x: np.ndarray, y: np.ndarray, weights: list[np.ndarray], batch: int) -> list[np.ndarray]:
+    """Weights after an epoch of Adam in the order of the samples."""
+    p = _double(*weights)
+    m, v = ([np.zeros_like(e) for e in p] for _ in range(2))
+    for step, start in enumerate(range(0, len(x), batch), 1):
+        xb, yb = x[start : start + batch].astype(np.float64), y[start : start + batch]
+        outputs = [xb]
+        for i in range(0, len(p) - 2, 2):
+            outputs.append(dense_relu(outputs[-1], p[i], p[i + 1]))
+        z = outputs[-1] @ p[-2] + p[-1]
+        delta = bce(z, yb[:, np.newaxis])[1] if z.shape[1] == 1 else (softmax(z) - np.eye(z.shape[1])[yb]) / len(z)
+        grads: list[np.ndarray] = []
+        for i in range(len(p) - 2, -1, -2):
+            grads[:0] = [outputs[i // 2].T @ delta, delta.sum(axis=0)]
+            delta = (delta @ p[i].T) * (outputs[i // 2] > 0)
+        for e, g, m_e, v_e in zip(p, grads, m, v, strict=True):
+            m_e += (1 - DECAY_1) * (g - m_e)
+            v_e += (1 - DECAY_2) * (g * g - v_e)
+            e -= RATE * (m_e / (1 - DECAY_1**step)) / (np.sqrt(v_e / (1 - DECAY_2**step)) + EPSILON)
+    return p
+
+
+def predict_inputs(sizes: tuple[int, ...]) -> Inputs:
+    """A row and the weights."""
+    return {"row": _samples(32, sizes)[0][:1], "weights": initial_weights(sizes)}
+
+
+def predict(row: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
+    """Class probabilities."""
+    return softmax(logits(row, weights))
+
+
+OPERATIONS = {
+    "train": Operation(
+        "training step",
+        {
+            "20-64-64-1, batch 32": ((20, 64, 64, 1), 32, 19200),
+            "784-256-10, batch 32": (MLP, 32, 60000),
+            "784-256-10, batch 128": (MLP, 128, 59904),  # a multiple of the batch: all steps are alike
+        },
+        training_inputs,
+        train,
+        1e-4,
+        frozenset({"20-64-64-1, batch 32"}),
+        "step",
+    ),
+    "predict": Operation(
+        "predict one row", {"784-256-10": (MLP,)}, predict_inputs, predict, 5e-6, frozenset({"784-256-10"})
+    ),
+    "matmul": Operation(
+        "matmul",
+        {
+            "32 x 20 x 64": (32, 20, 64),
+            "32 x 784 x 256, forward": (32, 784, 256),
+            "784 x 32 x 256, weight gradient": (784, 32, 256, "a"),
+            "32 x 256 x 784, input gradient": (32, 256, 784, "b"),
+            "128 x 784 x 256, forward": (128, 784, 256),
+            "64 x 64 x 64": (64, 64, 64),
+            "128 x 128 x 128": (128, 128, 128),
+            "256 x 256 x 256": (256, 256, 256),
+            "512 x 512 x 512": (512, 512, 512),
+        },
+        product_inputs,
+        product,
+        5e-6,
+        frozenset({"32 x 20 x 64"}),
+    ),
+    "dense_relu": Operation(
+        "dense, bias, relu",
+        {"32 x 64 x 64": (32, 64, 64), "32 x 784 x 256": (32, 784, 256), "1024 x 784 x 256": (1024, 784, 256)},
+        dense_inputs,
+        dense_relu,
+        5e-6,
+        frozenset({"32 x 64 x 64"}),
+    ),
+    **{
+        name: Operation(
+            name,
+            {"32 x 256": (32, 256), "1024 x 256": (1024, 256)},
+            array_inputs,
+            answer,
+            1e-6,
+            frozenset({"32 x 256"}),
+        )
+        for name, answer in {
+            "relu": lambda x: np.maximum(x, 0).astype(np.float64),
+            "sigmoid": lambda x: 1 / (1 + np.exp(-x.astype(np.float64))),
+            "tanh": lambda x: np.tanh(x, dtype=np.float64),
+        }.items()
+    },
+    "softmax": Operation(
+        "softmax",
+        {"32 x 10": (32, 10), "4096 x 10": (4096, 10)},
+        array_inputs,
+        softmax,
+        1e-6,
+        frozenset({"32 x 10"}),
+    ),
+    "bce_gradient": Operation(
+        "BCE loss and gradient", {"32": (32,), "65536": (65536,)}, bce_inputs, bce, 1e-6, frozenset({"32"})
+    ),
+    "sgd": Operation(
+        "SGD update", {"2000": (2000,), "200000": (200_000,)}, update_inputs, sgd, 1e-6, frozenset({"2000"})
+    ),
+    "adam": Operation(
+        "Adam update", {"2000": (2000,), "200000": (200_000,)}, update_inputs, adam, 1e-6, frozenset({"2000"})
+    ),
+}

@@ -1,0 +1,430 @@
+"""The one table of rivals: ``COMPARISONS[operation][library]`` makes a callable from the inputs of a case.
+
+Factories convert the inputs to what their library computes on, once; the callable does the operation and returns when it is done,
+with a new array as the plain call of the library gives (optimizer updates work in place, as their users do).  Every rival
+is checked against the float64 answer of `cases` before it is timed.  torch and jax join when they are installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from operator import mul
+from typing import Any
+
+import numpy as np
+
+import fastnn
+from benchmarks import cases, networks
+from benchmarks.cases import DECAY_1, DECAY_2, EPSILON, OPERATIONS, RATE
+
+PACKAGES = {"fastnn": "fastnn", "numpy": "numpy", "sklearn": "sklearn", "torch": "torch", "jax": "jax"}
+LIBRARIES = [*PACKAGES, "python"]
+Rival = Callable[[], Any]
+
+# --- pure Python ------------------------------------------------------------------------------------------------------
+
+
+def _python_matmul(a: np.ndarray, b: np.ndarray) -> Rival:
+    rows, columns = a.tolist(), b.T.tolist()
+    return lambda: [[sum(map(mul, row, column)) for column in columns] for row in rows]
+
+
+def _python_dense_relu(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> Rival:
+    rows, units = x.tolist(), list(zip(w.T.tolist(), b.tolist(), strict=True))
+    return lambda: [[max(sum(map(mul, row, unit)) + bias, 0.0) for unit, bias in units] for row in rows]
+
+
+def _python_map(function: Callable[[float], float]) -> Callable[[np.ndarray], Rival]:
+    def factory(x: np.ndarray) -> Rival:
+        rows = x.tolist()
+        return lambda: [[function(e) for e in row] for row in rows]
+
+    return factory
+
+
+def _python_softmax(x: np.ndarray) -> Rival:
+    rows = x.tolist()
+
+    def softmax(row: list[float]) -> list[float]:
+        top = max(row)
+        exps = [math.exp(e - top) for e in row]
+        total = sum(exps)
+        return [e / total for e in exps]
+
+    return lambda: [softmax(row) for row in rows]
+
+
+def _python_bce(z: np.ndarray, t: np.ndarray) -> Rival:
+    pairs = list(zip(z.ravel().tolist(), t.ravel().tolist(), strict=True))
+
+    def call() -> tuple[float, list[list[float]]]:
+        loss = sum(max(e, 0.0) - e * y + math.log1p(math.exp(-abs(e))) for e, y in pairs)
+        return loss / len(pairs), [[(1 / (1 + math.exp(-e)) - y) / len(pairs)] for e, y in pairs]
+
+    return call
+
+
+def _python_sgd(p: np.ndarray, g: np.ndarray) -> Rival:
+    ps, gs = p.tolist(), g.tolist()
+
+    def call() -> list[float]:
+        for i, e in enumerate(gs):
+            ps[i] -= RATE * e
+        return ps
+
+    return call
+
+
+def _python_adam(p: np.ndarray, g: np.ndarray) -> Rival:
+    ps, gs, step = p.tolist(), g.tolist(), 0
+    m, v = [0.0] * len(ps), [0.0] * len(ps)
+
+    def call() -> list[float]:
+        nonlocal step
+        step += 1
+        correction = math.sqrt(1 - DECAY_2**step)
+        networks.adam_loop(ps, gs, m, v, RATE * correction / (1 - DECAY_1**step), EPSILON * correction)
+        return ps
+
+    return call
+
+
+# --- NumPy ------------------------------------------------------------------------------------------------------------
+
+
+def _numpy_dense_relu(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> Rival:
+    def call() -> np.ndarray:
+        y = x @ w
+        y += b
+        return np.maximum(y, 0, out=y)
+
+    return call
+
+
+def _numpy_sigmoid(x: np.ndarray) -> Rival:
+    def call() -> np.ndarray:
+        y = np.negative(x)
+        np.exp(y, out=y)
+        y += 1
+        return np.reciprocal(y, out=y)
+
+    return call
+
+
+def _numpy_softmax(x: np.ndarray) -> Rival:
+    def call() -> np.ndarray:
+        y = x - x.max(axis=1, keepdims=True)
+        np.exp(y, out=y)
+        y /= y.sum(axis=1, keepdims=True)
+        return y
+
+    return call
+
+
+def _numpy_bce(z: np.ndarray, t: np.ndarray) -> Rival:
+    def call() -> tuple[float, np.ndarray]:
+        # e = exp(-|z|) serves loss and sigmoid, and cannot overflow.
+        e = np.exp(-np.abs(z))
+        loss = float(np.mean(np.maximum(z, 0) - z * t + np.log1p(e)))
+        grad = np.where(z >= 0, 1, e)
+        grad /= 1 + e
+        grad -= t
+        grad /= len(z)
+        return loss, grad
+
+    return call
+
+
+def _numpy_sgd(p: np.ndarray, g: np.ndarray) -> Rival:
+    p, work = p.copy(), np.empty_like(p)
+
+    def call() -> np.ndarray:
+        np.multiply(g, RATE, out=work)
+        return np.subtract(p, work, out=p)
+
+    return call
+
+
+def _numpy_adam(p: np.ndarray, g: np.ndarray) -> Rival:
+    p, m, v, work = p.copy(), np.zeros_like(p), np.zeros_like(p), np.empty_like(p)
+    step = 0
+
+    def call() -> np.ndarray:
+        nonlocal step
+        step += 1
+        networks.numpy_adam(p, g, m, v, step, work)
+        return p
+
+    return call
+
+
+# --- torch ------------------------------------------------------------------------------------------------------------
+
+
+def _torch(function: Callable[..., Any]) -> Callable[..., Rival]:
+    """A factory of ``function(torch, *tensors)``, without autograd."""
+
+    def factory(**arrays: np.ndarray) -> Rival:
+        import torch
+
+        tensors = [torch.from_numpy(array) for array in arrays.values()]
+
+        def call() -> Any:
+            with torch.inference_mode():
+                return function(torch, *tensors)
+
+        return call
+
+    return factory
+
+
+def _torch_bce(torch: Any, z: Any, t: Any) -> tuple[Any, Any]:
+    # Written out: autograd needs three times as long for 32 numbers.
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(z, t)
+    return loss, torch.sigmoid(z).sub_(t).div_(len(z))
+
+
+def _torch_optimizer(name: str, **settings: Any) -> Callable[..., Rival]:
+    def factory(p: np.ndarray, g: np.ndarray) -> Rival:
+        import torch
+
+        parameter = torch.nn.Parameter(torch.from_numpy(p.copy()))
+        parameter.grad = torch.from_numpy(g)
+        optimizer = getattr(torch.optim, name)([parameter], lr=RATE, fused=True, **settings)
+
+        def call() -> Any:
+            optimizer.step()
+            return parameter.detach()
+
+        return call
+
+    return factory
+
+
+# --- jax --------------------------------------------------------------------------------------------------------------
+
+
+def _jax(function: Callable[..., Any]) -> Callable[..., Rival]:
+    """A factory of ``function(jax, *arrays)``, jitted."""
+
+    def factory(**arrays: np.ndarray) -> Rival:
+        import jax
+
+        operands = [jax.numpy.array(array) for array in arrays.values()]
+        jitted = jax.jit(lambda *operands: function(jax, *operands))
+        return lambda: jax.block_until_ready(jitted(*operands))
+
+    return factory
+
+
+def _jax_bce(jax: Any, z: Any, t: Any) -> Any:
+    def loss(z: Any) -> Any:
+        return jax.numpy.mean(jax.nn.softplus(z) - z * t)
+
+    return jax.value_and_grad(loss)(z)
+
+
+def _jax_sgd(p: np.ndarray, g: np.ndarray) -> Rival:
+    import jax
+
+    state, gradient = jax.numpy.array(p), jax.numpy.array(g)
+    update = jax.jit(lambda p, g: p - RATE * g, donate_argnums=0)
+
+    def call() -> Any:
+        nonlocal state
+        state = update(state, gradient).block_until_ready()
+        return state
+
+    return call
+
+
+def _jax_adam(p: np.ndarray, g: np.ndarray) -> Rival:
+    import jax
+    import jax.numpy as jnp
+
+    gradient = jnp.array(g)
+    state = (jnp.array(p), jnp.zeros(p.shape), jnp.zeros(p.shape), jnp.float32(0))
+
+    def update(state: Any, g: Any) -> Any:
+        p, m, v, t = state
+        t += 1
+        m += (1 - DECAY_1) * (g - m)
+        v += (1 - DECAY_2) * (g * g - v)
+        correction = jnp.sqrt(1 - DECAY_2**t)
+        return p - RATE * correction / (1 - DECAY_1**t) * m / (jnp.sqrt(v) + EPSILON * correction), m, v, t
+
+    jitted = jax.jit(update, donate_argnums=0)
+
+    def call() -> Any:
+        nonlocal state
+        state = jax.block_until_ready(jitted(state, gradient))
+        return state[0]
+
+    return call
+
+
+# --- fastnn -----------------------------------------------------------------------------------------------------------
+
+
+def _fastnn_sgd(p: np.ndarray, g: np.ndarray) -> Rival:
+    p = p.copy()
+
+    def call() -> np.ndarray:
+        fastnn.sgd_update(p, g, learning_rate=RATE)
+        return p
+
+    return call
+
+
+def _fastnn_adam(p: np.ndarray, g: np.ndarray) -> Rival:
+    p, m, v = p.copy(), np.zeros_like(p), np.zeros_like(p)
+    step = 0
+
+    def call() -> np.ndarray:
+        nonlocal step
+        step += 1
+        fastnn.adam_update(p, g, m, v, step, learning_rate=RATE, beta_1=DECAY_1, beta_2=DECAY_2, epsilon=EPSILON)
+        return p
+
+    return call
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _predict(network: type[networks.Network]) -> Callable[..., Rival]:
+    def factory(row: np.ndarray, weights: list[np.ndarray]) -> Rival:
+        samples = cases.training_inputs(cases.MLP, 8, 32) | {"weights": weights}
+        trained = network(**samples)
+        return lambda: trained.predict(row)
+
+    return factory
+
+
+NETWORKS = {
+    "python": networks.PythonNetwork,
+    "numpy": networks.NumpyNetwork,
+    "sklearn": networks.SklearnNetwork,
+    "torch": networks.TorchNetwork,
+    "jax": networks.JaxNetwork,
+    "fastnn": networks.FastnnNetwork,
+}
+
+COMPARISONS: dict[str, dict[str, Callable[..., Rival]]] = {
+    "train": dict(NETWORKS),
+    "predict": {library: _predict(network) for library, network in NETWORKS.items()},
+    "matmul": {
+        "python": _python_matmul,
+        "numpy": lambda a, b: lambda: np.matmul(a, b),
+        "torch": _torch(lambda torch, a, b: torch.matmul(a, b)),
+        "jax": _jax(lambda jax, a, b: a @ b),
+        "fastnn": lambda a, b: lambda: fastnn.matmul(a, b),
+    },
+    "dense_relu": {
+        "python": _python_dense_relu,
+        "numpy": _numpy_dense_relu,
+        "torch": _torch(lambda torch, x, w, b: torch.addmm(b, x, w).relu_()),
+        "jax": _jax(lambda jax, x, w, b: jax.nn.relu(x @ w + b)),
+        "fastnn": lambda x, w, b: lambda: fastnn.dense(x, w, b, "relu"),
+    },
+    "relu": {
+        "python": _python_map(lambda e: e if e > 0 else 0.0),
+        "numpy": lambda x: lambda: np.maximum(x, 0),
+        "torch": _torch(lambda torch, x: torch.relu(x)),
+        "jax": _jax(lambda jax, x: jax.nn.relu(x)),
+        "fastnn": lambda x: lambda: fastnn.relu(x),
+    },
+    "sigmoid": {
+        "python": _python_map(lambda e: 1 / (1 + math.exp(-e))),
+        "numpy": _numpy_sigmoid,
+        "torch": _torch(lambda torch, x: torch.sigmoid(x)),
+        "jax": _jax(lambda jax, x: jax.nn.sigmoid(x)),
+        "fastnn": lambda x: lambda: fastnn.sigmoid(x),
+    },
+    "tanh": {
+        "python": _python_map(math.tanh),
+        "numpy": lambda x: lambda: np.tanh(x),
+        "torch": _torch(lambda torch, x: torch.tanh(x)),
+        "jax": _jax(lambda jax, x: jax.numpy.tanh(x)),
+        "fastnn": lambda x: lambda: fastnn.tanh(x),
+    },
+    "softmax": {
+        "python": _python_softmax,
+        "numpy": _numpy_softmax,
+        "torch": _torch(lambda torch, x: torch.softmax(x, 1)),
+        "jax": _jax(lambda jax, x: jax.nn.softmax(x)),
+        "fastnn": lambda x: lambda: fastnn.softmax(x),
+    },
+    "bce_gradient": {
+        "python": _python_bce,
+        "numpy": _numpy_bce,
+        "torch": _torch(_torch_bce),
+        "jax": _jax(_jax_bce),
+        "fastnn": lambda z, t: lambda: fastnn.bce_with_logits(z, t),
+    },
+    "sgd": {
+        "python": _python_sgd,
+        "numpy": _numpy_sgd,
+        "torch": _torch_optimizer("SGD"),
+        "jax": _jax_sgd,
+        "fastnn": _fastnn_sgd,
+    },
+    "adam": {
+        "python": _python_adam,
+        "numpy": _numpy_adam,
+        "torch": _torch_optimizer("Adam", betas=(DECAY_1, DECAY_2), eps=EPSILON),
+        "jax": _jax_adam,
+        "fastnn": _fastnn_adam,
+    },
+}
+
+
+def installed(library: str) -> bool:
+    """Whether `library` can join; it is not imported for this."""
+    return library not in PACKAGES or importlib.util.find_spec(PACKAGES[library]) is not None
+
+
+def contestants(operation: str, case: str) -> list[str]:
+    """The libraries that do a case here, in the order of `LIBRARIES`."""
+    table = COMPARISONS[operation]
+    small = case in OPERATIONS[operation].small
+    return [e for e in LIBRARIES if e in table and installed(e) and (e != "python" or small)]
+
+
+def make(operation: str, library: str, case: str) -> Rival:
+    """The callable to time."""
+    spec = OPERATIONS[operation]
+    return COMPARISONS[operation][library](**spec.inputs(*spec.cases[case]))
+
+
+def check(operation: str, library: str, case: str) -> None:
+    """Raise AssertionError if a library's answer differs from the one in float64."""
+    spec = OPERATIONS[operation]
+    what = f"{library}: {spec.title}, {case}"
+    if operation == "train":
+        _check_training(library, *spec.cases[case][:2], spec.tolerance, what)
+        return
+    inputs = spec.inputs(*spec.cases[case])
+    found, expected = (
+        [np.asarray(e) for e in (answer if isinstance(answer, tuple) else (answer,))]
+        for answer in (COMPARISONS[operation][library](**inputs)(), spec.reference(**inputs))
+    )
+    for got, want in zip(found, expected, strict=True):
+        assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
+        error = np.max(np.abs(got - want)) / np.max(np.abs(want))
+        assert error <= spec.tolerance, f"{what}: relative error {error:.2g}"
+
+
+def _check_training(library: str, sizes: tuple[int, ...], batch: int, tolerance: float, what: str) -> None:
+    """Train a few batches in a fixed order: the loss must be that of float64, and lower than before."""
+    inputs = cases.training_inputs(sizes, batch, networks.PYTHON_BATCHES * batch)
+    x, y = inputs["x"], inputs["y"]
+    network = NETWORKS[library](**inputs)
+    network.epoch(shuffle=False)
+    before = cases.training_loss(x, y, inputs["weights"])
+    expected = cases.training_loss(x, y, cases.train(**inputs))
+    found = cases.training_loss(x, y, network.weights())
+    assert expected < before, f"{what}: the loss does not fall from {before}"
+    assert abs(found - expected) <= tolerance * expected, f"{what}: loss {found}, expected {expected}"

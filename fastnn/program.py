@@ -1,0 +1,74 @@
+"""Programs: the list of operations that one step of a network performs.
+
+A program is neutral: operations name their kernel, and their operands are offsets into named buffers.  `fastnn.plan`
+makes programs; a backend gives the buffers memory and turns the operations into a table of records (`fastnn.records`)
+that its engine runs.
+
+The buffers of a program:
+
+==============  ==================================================================
+``params``      weights and biases of all layers, rows padded (see `Affine`)
+``state0/1``    the optimizer's state, the same layout as ``params``
+``arena``       activations, gradients, gathered batches: everything within a step
+``one``         the number 1, whose stride is 0: a column of ones
+``totals``      float64 sums over the steps of a run: the loss, then the metrics
+``x y weight index out``   the caller's arrays, bound for each run
+==============  ==================================================================
+"""
+
+from dataclasses import dataclass
+
+from fastnn.records import Record
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An operand: an element of a buffer."""
+
+    buffer: str
+    offset: int = 0
+
+
+@dataclass
+class Op:
+    """One operation of a program.
+
+    `reads` and `writes` name regions of memory; from them `schedule` finds where the threads must wait for each other.
+    An operation `by_rows` gives each thread the same rows as every other operation by rows, so two of them in sequence
+    need no barrier.
+    """
+
+    kernel: str
+    record: Record
+    fields: dict[str, int | float | Ref]
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    by_rows: bool = False
+    epilogue: "Op | None" = None
+    barrier: bool = False
+
+
+@dataclass
+class Program:
+    """The operations of a step and the size of its arena in elements."""
+
+    ops: list[Op]
+    arena: int
+    flops: int
+
+
+def schedule(ops: list[Op]) -> None:
+    """Set `Op.barrier` where an operation needs what others do since the last barrier, or overwrites what they use."""
+    since: list[Op] = []
+    for op in ops:
+
+        def conflicts(earlier: Op, op: Op = op) -> bool:
+            if earlier.by_rows and op.by_rows:
+                return False
+            wrote, used = set(earlier.writes), set(earlier.writes) | set(earlier.reads)
+            return bool(wrote & set(op.reads)) or bool(used & set(op.writes))
+
+        op.barrier = any(conflicts(earlier) for earlier in since)
+        if op.barrier:
+            since = []
+        since.append(op)
