@@ -1,7 +1,7 @@
 """Times every rival in one process, interleaved: ``python -m benchmarks.compare [--threads N] [--only train ...]``.
 
-pytest-benchmark times one rival after the other, so a machine that slows down in between favours one of them.  Here all take
-turns: each round times everyone once, starting with another one each time, and the median of the rounds counts.
+pytest-benchmark times one rival after the other, so a machine that slows down in between favours one of them.  Here all
+take turns: each round times everyone once, starting with another one each time, and the median of the rounds counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 from benchmarks import machine, rivals
 from benchmarks.cases import OPERATIONS
 
-# Idle threads of OpenBLAS and OpenMP spin before they sleep, OpenBLAS' for 2^26 cycles: they would take the next rival's CPUs.
+# Idle threads of OpenBLAS and OpenMP spin before they sleep, OpenBLAS' for 2^26 cycles (25 ms): they would take the next
+# rival's CPUs.
 SETTLE = 0.04
 SAMPLE = 0.02  # seconds of calls behind one sample
 LIMIT = 60.0  # seconds for one case
