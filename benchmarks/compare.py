@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks import machine, rivals
 from benchmarks.cases import OPERATIONS
 
-# Idle threads of OpenBLAS and OpenMP spin before they sleep, OpenBLAS' for 2^26 cycles (25 ms): they would take the next
-# rival's CPUs.
+# Idle threads of OpenBLAS and OpenMP spin before they sleep, OpenBLAS' for 2^26 cycles (25 ms), on the CPUs of the next
+# rival.
 SETTLE = 0.04
 SAMPLE = 0.02  # seconds of calls behind one sample
 LIMIT = 60.0  # seconds for one case

@@ -22,7 +22,7 @@ DISTRIBUTIONS |= {"jax": "jax"}
 def use_threads(n: int | None) -> int:
     """Give `n` threads to every library (None: the CPUs the process may use), and return how many.
 
-    Call it before anything imports jax: XLA starts as many threads as the process has CPUs then, and has no other setting.
+    Call it before anything imports jax: XLA starts as many threads as the process then has CPUs, nothing else sets it.
     """
     n = n or fastnn.get_num_threads()
     if hasattr(os, "sched_setaffinity"):

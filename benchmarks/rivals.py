@@ -1,8 +1,8 @@
 """The one table of rivals: ``COMPARISONS[operation][library]`` makes a callable from the inputs of a case.
 
-Factories convert the inputs to what their library computes on, once; the callable does the operation and returns when it is done,
-with a new array as the plain call of the library gives (optimizer updates work in place, as their users do).  Every rival
-is checked against the float64 answer of `cases` before it is timed.  torch and jax join when they are installed.
+Factories convert the inputs to what their library computes on, once.  The callable does the operation and returns when
+it is done, with a new array as the plain call of the library gives (optimizers update in place).  Every rival is
+checked against the float64 answer of `cases` before it is timed.  torch and jax join when they are installed.
 """
 
 from __future__ import annotations
@@ -391,6 +391,11 @@ def contestants(operation: str, case: str) -> list[str]:
     table = COMPARISONS[operation]
     small = case in OPERATIONS[operation].small
     return [e for e in LIBRARIES if e in table and installed(e) and (e != "python" or small)]
+
+
+def matrix(*operations: str) -> list[tuple[str, str, str]]:
+    """Operation, case and library of everything that can run here."""
+    return [(o, case, e) for o in operations for case in OPERATIONS[o].cases for e in contestants(o, case)]
 
 
 def make(operation: str, library: str, case: str) -> Rival:

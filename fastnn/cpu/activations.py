@@ -22,40 +22,22 @@ Softmax is not element-wise: it has kernels over rows, at the end.
 
 from fastnn.cpu import vmath
 from fastnn.cpu.jit import device, epilogue, kernel
+from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
 from fastnn.cpu.simd import (
+    first_lane,
     first_lanes,
     is_null,
     lanes,
     load,
-    load_first,
     max_lanes,
     offset,
     select,
     splat,
     store,
-    store_first,
     sum_lanes,
 )
 from fastnn.records import BACKWARD, FORWARD, MAP
-
-# --- vectors at the ragged end of a row ---------------------------------------------------------------------------
-
-
-@device
-def load_before(pointer, i, end):
-    """The vector at ``pointer[i]``, reading nothing from ``pointer[end]`` on (0 instead)."""
-    return load(pointer, i) if i + lanes(pointer) <= end else load_first(pointer, i, end - i)
-
-
-@device
-def store_before(pointer, i, end, value):
-    """Write the vector `value` to ``pointer[i]``, but nothing from ``pointer[end]`` on."""
-    if i + lanes(pointer) <= end:
-        store(pointer, i, value)
-    else:
-        store_first(pointer, i, end - i, value)
-
 
 # --- from functions of a vector to kernels ------------------------------------------------------------------------
 
@@ -266,27 +248,33 @@ def load_or_bottom(pointer, i, end):
     return select(first_lanes(x, end - i), x, vmath.BOTTOM(x))
 
 
+@device
+def softmax_row(x, y, cols):
+    """``y = softmax(x)`` for one row; y may be x.  Returns ``log(sum(exp(x)))``."""
+    w = lanes(x)
+    largest = vmath.BOTTOM(splat(x, 0.0))
+    for i in range(0, cols, w):
+        v = load_or_bottom(x, i, cols)
+        largest = select(v > largest, v, largest)
+    top = max_lanes(largest)  # NaN is ignored here and reaches the whole row through the total
+    total = splat(x, 0.0)
+    for i in range(0, cols, w):
+        e = vmath.exp(load_or_bottom(x, i, cols) - top)
+        total = total + e
+        store_before(y, i, cols, e)
+    whole = splat(x, sum_lanes(total))
+    scale = 1.0 / whole
+    for i in range(0, cols, w):
+        store_before(y, i, cols, load_before(y, i, cols) * scale)
+    return first_lane(vmath.log(whole)) + top
+
+
 @kernel(MAP)
 def softmax_rows(op, run, step, thread):
     # x, y: rows x cols, leading dimension ld, rows contiguous; y may be x
     first, last = share(op.rows, thread, run.threads)
-    w = lanes(op.x)
     for r in range(first, last):
-        start = r * op.ld
-        end = start + op.cols
-        largest = vmath.BOTTOM(splat(op.x, 0.0))
-        for i in range(start, end, w):
-            x = load_or_bottom(op.x, i, end)
-            largest = select(x > largest, x, largest)
-        top = max_lanes(largest)  # NaN is ignored here and reaches the whole row through the total
-        total = splat(op.x, 0.0)
-        for i in range(start, end, w):
-            e = vmath.exp(load_or_bottom(op.x, i, end) - top)
-            total = total + e
-            store_before(op.y, i, end, e)
-        scale = 1.0 / splat(op.x, sum_lanes(total))
-        for i in range(start, end, w):
-            store_before(op.y, i, end, load_before(op.y, i, end) * scale)
+        softmax_row(offset(op.x, r * op.ld), offset(op.y, r * op.ld), op.cols)
 
 
 @kernel(MAP)

@@ -128,8 +128,8 @@ def fingerprint() -> str:
     """A hash of all that decides the machine code: kernel sources, compilers, Python and the CPU."""
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    for source in (*sorted(package.glob("*.py")), package.parent / "records.py"):
-        digest.update(source.name.encode())
+    for source in (*sorted(package.rglob("*.py")), package.parent / "records.py"):
+        digest.update(str(source.relative_to(package.parent)).encode())
         digest.update(source.read_bytes())
     cpu = target.host()
     versions = [importlib.metadata.version(p) for p in ("numba", "llvmlite")]

@@ -9,57 +9,18 @@ Every kernel reads the network's outputs z, (rows, cols), and writes
 Columns beyond `cols` are padding: read, never written.
 """
 
+from fastnn.cpu.activations import softmax_row
 from fastnn.cpu.jit import device, kernel
+from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
-from fastnn.cpu.simd import (
-    absolute,
-    first_lane,
-    is_null,
-    keep_first,
-    lanes,
-    load_first,
-    max_lanes,
-    muladd,
-    offset,
-    select,
-    splat,
-    store_first,
-    sum_lanes,
-)
-from fastnn.cpu.vmath import exp, log, log1p
+from fastnn.cpu.simd import absolute, is_null, keep_first, lanes, muladd, offset, select, splat, sum_lanes
+from fastnn.cpu.vmath import exp, log1p
 from fastnn.records import LOSS
-
-INF = float("inf")
 
 
 @device
 def row_scale(op, r):
     return op.scale if is_null(op.weight) else op.scale * op.weight[r]
-
-
-@device
-def softmax_row(z, cols):
-    """Turn the logits of one row into probabilities; returns log(sum(exp(z)))."""
-    w = lanes(z)
-    iota_end = (cols + w - 1) // w * w
-    top = splat(z, -INF)
-    for c in range(0, iota_end, w):
-        v = load_first(z, c, cols - c)
-        if c + w > cols:  # padding must not win
-            for q in range(c, cols):
-                top = select(top < z[q], z[q], top)
-        else:
-            top = select(top < v, v, top)
-    largest = max_lanes(top)
-    total = splat(z, 0)
-    for c in range(0, cols, w):
-        e = keep_first(exp(load_first(z, c, cols - c) - largest), cols - c)
-        store_first(z, c, cols - c, e)
-        total = total + e
-    total = splat(z, sum_lanes(total))
-    for c in range(0, cols, w):
-        store_first(z, c, cols - c, load_first(z, c, cols - c) / total)
-    return first_lane(log(total)) + largest
 
 
 @kernel(LOSS)
@@ -71,12 +32,12 @@ def sparse_softmax_crossentropy(op, run, step, thread):
         z = offset(op.z, r * op.ld)
         label = op.label[r]
         own = z[label]
-        op.value[r] = softmax_row(z, op.cols) - own
+        op.value[r] = softmax_row(z, z, op.cols) - own
         if not is_null(op.grad):
             grad = offset(op.grad, r * op.ld)
             scale = row_scale(op, r)
             for c in range(0, op.cols, w):
-                store_first(grad, c, op.cols - c, load_first(z, c, op.cols - c) * scale)
+                store_before(grad, c, op.cols, load_before(z, c, op.cols) * scale)
             grad[label] = (z[label] - 1) * scale
 
 
@@ -91,20 +52,20 @@ def softmax_crossentropy(op, run, step, thread):
         weight = splat(z, 0)
         product = splat(z, 0)
         for c in range(0, op.cols, w):
-            left = op.cols - c
-            tv = load_first(t, c, left)
+            tv = load_before(t, c, op.cols)
             weight = weight + tv
             # A target of 0 contributes nothing, also where the logit is infinite.
-            product = select(tv == 0, product, muladd(tv, load_first(z, c, left), product))
+            product = select(tv == 0, product, muladd(tv, load_before(z, c, op.cols), product))
         total = sum_lanes(weight)
         own = sum_lanes(product)
-        op.value[r] = softmax_row(z, op.cols) * total - own
+        op.value[r] = softmax_row(z, z, op.cols) * total - own
         if not is_null(op.grad):
             grad = offset(op.grad, r * op.ld)
             scale = row_scale(op, r)
             for c in range(0, op.cols, w):
-                left = op.cols - c
-                store_first(grad, c, left, (load_first(z, c, left) * total - load_first(t, c, left)) * scale)
+                store_before(
+                    grad, c, op.cols, (load_before(z, c, op.cols) * total - load_before(t, c, op.cols)) * scale
+                )
 
 
 @kernel(LOSS)
@@ -119,17 +80,16 @@ def sigmoid_crossentropy(op, run, step, thread):
         scale = row_scale(op, r) / op.cols
         total = splat(z, 0)
         for c in range(0, op.cols, w):
-            left = op.cols - c
-            x = load_first(z, c, left)
-            tv = load_first(t, c, left)
+            x = load_before(z, c, op.cols)
+            tv = load_before(t, c, op.cols)
             e = exp(-absolute(x))  # in (0, 1]: no overflow for any logit
             # sigmoid and log1p share e.
             p = select(x < 0, e, 1) / (e + 1)
             positive = select(x < 0, 0, x)
-            total = total + keep_first(positive - x * tv + log1p(e), left)
-            store_first(z, c, left, p)
+            total = total + keep_first(positive - x * tv + log1p(e), op.cols - c)
+            store_before(z, c, op.cols, p)
             if not is_null(op.grad):
-                store_first(grad, c, left, (p - tv) * scale)
+                store_before(grad, c, op.cols, (p - tv) * scale)
         op.value[r] = sum_lanes(total) / op.cols
 
 
@@ -145,9 +105,8 @@ def mean_squared_error(op, run, step, thread):
         scale = 2 * row_scale(op, r) / op.cols
         total = splat(z, 0)
         for c in range(0, op.cols, w):
-            left = op.cols - c
-            d = load_first(z, c, left) - load_first(t, c, left)
+            d = load_before(z, c, op.cols) - load_before(t, c, op.cols)
             total = muladd(d, d, total)
             if not is_null(op.grad):
-                store_first(grad, c, left, d * scale)
+                store_before(grad, c, op.cols, d * scale)
         op.value[r] = sum_lanes(total) / op.cols

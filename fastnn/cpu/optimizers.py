@@ -5,8 +5,9 @@ epilogue the gradient is the tile of a product that is still in the first-level 
 """
 
 from fastnn.cpu.jit import device, epilogue, kernel
+from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
-from fastnn.cpu.simd import lanes, load, load_first, muladd, offset, sqrt, store, store_first
+from fastnn.cpu.simd import lanes, load, muladd, offset, sqrt, store
 from fastnn.records import UPDATE
 
 # Each function below is ``f(op, rate, p, s0, s1, g) -> (p, s0, s1)`` over vectors.  Formulas are Keras'.
@@ -76,16 +77,15 @@ def make_flat(update, states):
         rate = run.rate[step]
         first, last = share((op.n + w - 1) // w, thread, run.threads)
         for i in range(first * w, min(last * w, op.n), w):
-            left = op.n - i
-            g = load_first(op.g, i, left)
-            m = load_first(op.s0, i, left) if states > 0 else g
-            v = load_first(op.s1, i, left) if states > 1 else g
-            p, m, v = update(op, rate, load_first(op.p, i, left), m, v, g)
-            store_first(op.p, i, left, p)
+            g = load_before(op.g, i, op.n)
+            m = load_before(op.s0, i, op.n) if states > 0 else g
+            v = load_before(op.s1, i, op.n) if states > 1 else g
+            p, m, v = update(op, rate, load_before(op.p, i, op.n), m, v, g)
+            store_before(op.p, i, op.n, p)
             if states > 0:
-                store_first(op.s0, i, left, m)
+                store_before(op.s0, i, op.n, m)
             if states > 1:
-                store_first(op.s1, i, left, v)
+                store_before(op.s1, i, op.n, v)
 
     return apply
 

@@ -1,0 +1,259 @@
+"""Tables and a chart from measurements: ``python -m benchmarks.report results.json [--readme README.md] [--chart FILE]``.
+
+Reads the JSON of `benchmarks.compare` or of ``pytest benchmarks --benchmark-only --benchmark-json=results.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.cases import OPERATIONS
+from benchmarks.rivals import LIBRARIES
+
+START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
+TITLES = {"numpy": "NumPy", "sklearn": "scikit-learn", "jax": "JAX", "torch": "PyTorch", "python": "Python loops"}
+COLOURS = {"numpy": "#4477aa", "sklearn": "#ee9944", "torch": "#cc3355", "jax": "#228855", "python": "#999999"}
+
+# One row of each kind, for the README and the chart: the sizes of a 784-256-10 network, else the largest.
+HEADLINES = {
+    "train": list(OPERATIONS["train"].cases),
+    "predict": list(OPERATIONS["predict"].cases),
+    "matmul": ["32 x 784 x 256, forward", "784 x 32 x 256, weight gradient", "512 x 512 x 512"],
+    "dense_relu": ["32 x 784 x 256"],
+    **{name: ["1024 x 256"] for name in ("relu", "sigmoid", "tanh")},
+    "softmax": ["4096 x 10"],
+    "bce_gradient": ["65536"],
+    "sgd": ["200000"],
+    "adam": ["200000"],
+}
+
+
+class Row(NamedTuple):
+    """Seconds of each library for one case."""
+
+    operation: str
+    case: str
+    times: dict[str, float]
+
+    @property
+    def title(self) -> str:
+        """For people: "matmul, 64 x 64 x 64"."""
+        return f"{OPERATIONS[self.operation].title}, {self.case}".replace(" x ", "×")
+
+    def ratio(self, library: str) -> float:
+        """How many times as long as fastnn a library takes."""
+        return self.times[library] / self.times["fastnn"]
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """The machine and the rows of a file."""
+    document = json.loads(path.read_text())
+    if "benchmarks" in document:
+        machine, records = document["machine_info"]["fastnn"], _pytest_records(document)
+        machine["threads"] = document["benchmarks"][0]["extra_info"]["threads"]
+    else:
+        machine, records = document["machine"], document["results"]
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for record in records:
+        found.setdefault((record["operation"], record["case"]), {})[record["library"]] = record["median"]
+    rows = [
+        Row(operation, case, found[operation, case])
+        for operation, spec in OPERATIONS.items()
+        for case in spec.cases
+        if "fastnn" in found.get((operation, case), {})
+    ]
+    return machine, rows
+
+
+def _pytest_records(document: dict[str, Any]) -> list[dict[str, Any]]:
+    entries = [(entry["extra_info"], entry["stats"]["median"]) for entry in document["benchmarks"]]
+    return [info | {"median": median / info["steps"]} for info, median in entries]
+
+
+def headlines(rows: list[Row]) -> list[Row]:
+    """One row of each kind."""
+    return [row for row in rows if row.case in HEADLINES[row.operation]]
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit: "1.23 ms"."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= 0.9995 * size:
+            return f"{_digits(seconds / size)} {unit}"
+    return f"{_digits(seconds / 1e-9)} ns"
+
+
+def times(ratio: float) -> str:
+    """Two or three digits: "0.85×", "4.2×", "1230×"."""
+    return f"{ratio:.2f}×" if ratio < 0.995 else f"{ratio:.1f}×" if ratio < 9.95 else f"{ratio:.0f}×"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value < 100 else f"{value:.0f}"
+
+
+def table(rows: list[Row]) -> str:
+    """An aligned Markdown table."""
+    libraries = [e for e in LIBRARIES if any(e in row.times for row in rows)]
+    lines = [["", *(TITLES.get(e, e) for e in libraries)]]
+    for row in rows:
+        line = [row.title]
+        for library in libraries:
+            if library not in row.times:
+                line.append("")
+            elif library == "fastnn":
+                line.append(f"**{duration(row.times[library])}**")
+            else:
+                line.append(f"{duration(row.times[library])} ({times(row.ratio(library))})")
+        lines.append(line)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    aligned = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in [lines[0], rule, *lines[1:]]
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+
+
+def _note(machine: dict[str, Any]) -> str:
+    versions = machine["versions"]
+    installed = [
+        f"{TITLES.get(e, e)} {versions[e]}" for e in ("fastnn", "numpy", "sklearn", "torch", "jax") if e in versions
+    ]
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
+    return (
+        f"Medians on {machine['cpu']}, {threads} for every library, float32, Python {machine['python']}, "
+        f"{', '.join(installed)}, {machine['date']}. In brackets: times as long as fastnn."
+    )
+
+
+def section(machine: dict[str, Any], rows: list[Row], chart: str | None = None) -> str:
+    """What stands between the markers of README.md."""
+    parts = [f"![Times as long as fastnn]({chart})"] if chart else []
+    parts += [table(headlines(rows)), _note(machine)]
+    parts.append(f"<details>\n<summary>All sizes</summary>\n\n{table(rows)}\n\n</details>")
+    return "\n\n".join(parts)
+
+
+def put(text: str, body: str) -> str:
+    """`text` with `body` between its markers."""
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
+        raise ValueError(f"the file needs one line {START} and after it one line {END}")
+    head, tail = text.split(START)[0], text.split(END)[1]
+    return f"{head}{START}\n{body}\n{END}{tail}"
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+
+def draw(machine: dict[str, Any], rows: list[Row], path: Path) -> None:
+    """Bars of the times as long as fastnn, on a log scale, to a PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    networks = [row for row in rows if row.operation in ("train", "predict")]
+    panels = [("Whole networks", networks), ("Single operations", [row for row in rows if row not in networks])]
+    panels = [(title, group) for title, group in panels if group]
+    libraries = [e for e in TITLES if any(e in row.times for row in rows)]
+    fonts = {"font.family": "DejaVu Sans", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    with plt.rc_context(fonts):
+        tallest = max(sum(_height(row) for row in group) for _, group in panels)
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(6.4 * len(panels), 1.6 + 0.19 * tallest), layout="constrained", squeeze=False
+        )
+        for axis, (title, group) in zip(axes[0], panels, strict=True):
+            _panel(axis, group)
+            axis.set_title(title, loc="left", fontweight="bold", pad=10)
+        handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[e]) for e in libraries]
+        figure.legend(
+            handles, [TITLES[e] for e in libraries], loc="outside lower center", ncols=len(libraries), frameon=False
+        )
+        threads = f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
+        figure.suptitle(
+            f"How many times as long as fastnn  ({machine['cpu']}, {threads}, float32)", x=0.01, ha="left", fontsize=12
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130, facecolor="white", metadata={"Software": None})
+        plt.close(figure)
+
+
+def _height(row: Row) -> float:
+    """Bars of a row and the gap below it."""
+    return len(row.times) - 1 + 1.0
+
+
+def _panel(axis: Any, rows: list[Row]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_xscale("log")
+    ratios = [row.ratio(e) for row in rows for e in row.times if e != "fastnn"]
+    low, high = min(0.8, 0.55 * min(ratios)), 2.2 * max(ratios)
+    axis.axvspan(low, 1, color="#f2f2f2", zorder=0)
+    y, ticks = 0.0, []
+    for row in rows:
+        rivals = [e for e in TITLES if e in row.times]
+        ticks.append(y + (len(rivals) - 1) / 2)
+        for library in rivals:
+            ratio = row.ratio(library)
+            axis.barh(y, ratio - 1, left=1, height=0.86, color=COLOURS[library], zorder=2)
+            slower = ratio < 1
+            axis.annotate(
+                times(ratio),
+                (ratio, y),
+                xytext=(-3 if slower else 3, 0),
+                textcoords="offset points",
+                ha="right" if slower else "left",
+                va="center",
+                fontsize=8.5,
+                color="#333333",
+            )
+            y += 1
+        y += 1
+    axis.axvline(1, color="#222222", linewidth=1.2, zorder=3)
+    axis.set_xlim(low, high)
+    axis.set_ylim(y - 1, -1)
+    axis.set_yticks(ticks, [row.title.replace(", ", "\n", 1) for row in rows])
+    axis.tick_params(axis="y", length=0)
+    axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high / low < 200 else (1,)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axis.grid(axis="x", color="#dddddd", linewidth=0.8, zorder=1)
+    axis.set_axisbelow(True)
+    axis.annotate("faster", (1, 0), xytext=(-4, 4), textcoords="offset points", ha="right", fontsize=8, color="#777777")
+    axis.annotate("slower than fastnn", (1, 0), xytext=(4, 4), textcoords="offset points", fontsize=8, color="#777777")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the full table; write README's section and the chart where asked."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
+    parser.add_argument("results", type=Path, help="JSON file of benchmarks.compare or pytest-benchmark")
+    parser.add_argument("--readme", type=Path, help=f"file to write the tables into, between {START} and {END}")
+    parser.add_argument("--chart", type=Path, help="PNG to draw")
+    options = parser.parse_args(arguments)
+    machine, rows = read(options.results)
+    print(table(rows), _note(machine), sep="\n\n")
+    if options.chart:
+        draw(machine, headlines(rows), options.chart)
+    if options.readme:
+        chart = None
+        if options.chart:
+            chart = options.chart.resolve().relative_to(options.readme.resolve().parent, walk_up=True).as_posix()
+        text = options.readme.read_text(encoding="utf-8")
+        options.readme.write_text(put(text, section(machine, rows, chart)), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

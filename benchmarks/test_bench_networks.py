@@ -1,0 +1,14 @@
+"""Training steps and prediction of one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from benchmarks.rivals import matrix
+
+
+@pytest.mark.parametrize(("operation", "case", "library"), matrix("train", "predict"))
+def test_bench_networks(race: Callable[[str, str, str], None], operation: str, case: str, library: str) -> None:
+    race(operation, case, library)

@@ -1,0 +1,119 @@
+"""SIMD vectors, register tiles and raw memory as Numba types.
+
+This package teaches Numba the few things that a BLAS-class kernel needs and plain Numba lacks, so that the kernels
+themselves stay short loops:
+
+- `Vec`: a vector of float32 or float64 as wide as the CPU's registers, with arithmetic, comparison and `muladd`;
+- `load`, `store`, `splat` and their masked forms for the first lanes of a ragged end;
+- `zeros_tile`, `rank1`, `store_tile`: a tile of C held in registers, and its update by one column of A times one row of
+B;
+- `RecordRef`: typed access to the fields of a plan's record (`fastnn.records`);
+- atomics, for the barrier, and calls through an address, for the engine.
+
+Each is an intrinsic that emits a few LLVM instructions.  No fast-math flag is ever set: NaN and infinity behave as
+IEEE says, and the order of operations is the order written.  Memory needs no alignment beyond the element's own.
+"""
+
+from fastnn.cpu.simd.arithmetic import (
+    absolute,
+    as_floats,
+    as_integers,
+    constant,
+    copysign,
+    first_lane,
+    first_lanes,
+    keep_first,
+    max_lanes,
+    muladd,
+    polynomial,
+    scalar_like,
+    select,
+    splat,
+    sqrt,
+    sum_lanes,
+)
+from fastnn.cpu.simd.engine import (
+    call,
+    call_epilogue,
+    call_kernel,
+    fetch_add,
+    load_acquire,
+    pause,
+    record_at,
+    store_release,
+)
+from fastnn.cpu.simd.memory import (
+    cast,
+    is_null,
+    lanes,
+    load,
+    load_bytes,
+    load_first,
+    offset,
+    store,
+    store_first,
+)
+from fastnn.cpu.simd.references import (
+    ANY_REF,
+    RUN_REF,
+    RecordRef,
+)
+from fastnn.cpu.simd.tiles import (
+    load_tile,
+    rank1,
+    store_tile,
+    transpose_block,
+    transpose_corner,
+    zeros_tile,
+)
+from fastnn.cpu.simd.vectors import (
+    Vec,
+    vec,
+)
+
+__all__ = [
+    "ANY_REF",
+    "RUN_REF",
+    "RecordRef",
+    "Vec",
+    "absolute",
+    "as_floats",
+    "as_integers",
+    "call",
+    "call_epilogue",
+    "call_kernel",
+    "cast",
+    "constant",
+    "copysign",
+    "fetch_add",
+    "first_lane",
+    "first_lanes",
+    "is_null",
+    "keep_first",
+    "lanes",
+    "load",
+    "load_acquire",
+    "load_bytes",
+    "load_first",
+    "load_tile",
+    "max_lanes",
+    "muladd",
+    "offset",
+    "pause",
+    "polynomial",
+    "rank1",
+    "record_at",
+    "scalar_like",
+    "select",
+    "splat",
+    "sqrt",
+    "store",
+    "store_first",
+    "store_release",
+    "store_tile",
+    "sum_lanes",
+    "transpose_block",
+    "transpose_corner",
+    "vec",
+    "zeros_tile",
+]

@@ -1,0 +1,101 @@
+"""What the engine needs: atomics for its barrier, and calls through addresses."""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from fastnn.cpu import target
+from fastnn.cpu.simd.references import ANY_REF, record_field
+from fastnn.cpu.simd.vectors import I8, I32, call_intrinsic
+
+
+@intrinsic
+def fetch_add(typingctx, pointer, i, value):
+    """Add to the int64 at ``pointer[i]`` atomically; returns what was there."""
+
+    def codegen(context, builder, sig, args):
+        return builder.atomic_rmw("add", builder.gep(args[0], [args[1]]), args[2], "seq_cst")
+
+    return types.int64(pointer, types.intp, types.int64), codegen
+
+
+@intrinsic
+def load_acquire(typingctx, pointer, i):
+    def codegen(context, builder, sig, args):
+        return builder.load_atomic(builder.gep(args[0], [args[1]]), "acquire", 8)
+
+    return types.int64(pointer, types.intp), codegen
+
+
+@intrinsic
+def store_release(typingctx, pointer, i, value):
+    def codegen(context, builder, sig, args):
+        builder.store_atomic(args[2], builder.gep(args[0], [args[1]]), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp, types.int64), codegen
+
+
+@intrinsic
+def pause(typingctx):
+    """Tell the CPU that this is a spin loop."""
+
+    def codegen(context, builder, sig, args):
+        triple = target.host().triple
+        if triple.startswith(("x86_64", "i686", "amd64")):
+            call_intrinsic(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
+        elif triple.startswith(("aarch64", "arm64")):
+            call_intrinsic(builder, "llvm.aarch64.hint", ir.VoidType(), [I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def call(typingctx, address):
+    """Call the C function ``void f(void)`` (or one whose result is ignored) at `address`."""
+
+    def codegen(context, builder, sig, args):
+        builder.call(builder.inttoptr(args[0], ir.FunctionType(I32, []).as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
+
+
+@intrinsic
+def record_at(typingctx, address):
+    """The header of the record at `address`."""
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], I8.as_pointer())
+
+    return ANY_REF(types.intp), codegen
+
+
+@intrinsic
+def call_kernel(typingctx, op, run, step, thread):
+    """Call the kernel that the record `op` names."""
+
+    def codegen(context, builder, sig, args):
+        kernel = record_field(context, builder, sig.args[0], args[0], "kernel")
+        fnty = ir.FunctionType(ir.VoidType(), [a.type for a in args])
+        builder.call(builder.inttoptr(kernel, fnty.as_pointer()), args)
+        return context.get_dummy_value()
+
+    return types.void(op, run, types.intp, types.intp), codegen
+
+
+@intrinsic
+def call_epilogue(typingctx, op, run, step, tile, tile_row, i, j, rows, cols):
+    """Apply the epilogue of `op` to the tile of C at (i, j), held at `tile` with leading dimension `tile_row`."""
+
+    def codegen(context, builder, sig, args):
+        record = builder.inttoptr(record_field(context, builder, sig.args[0], args[0], "epilogue"), I8.as_pointer())
+        kernel = record_field(context, builder, ANY_REF, record, "kernel")
+        arguments = [record, *args[1:]]
+        fnty = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
+        builder.call(builder.inttoptr(kernel, fnty.as_pointer()), arguments)
+        return context.get_dummy_value()
+
+    integer = types.intp
+    return types.void(op, run, integer, tile, integer, integer, integer, integer, integer), codegen

@@ -1,0 +1,130 @@
+"""Loads, stores and pointers.  Memory needs no alignment beyond the element's own."""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from fastnn.cpu.simd.vectors import (
+    I8,
+    I32,
+    I64,
+    call_intrinsic,
+    first_lanes_mask,
+    llvm_type,
+    suffix,
+    vec,
+    vector_pointer,
+)
+
+
+@intrinsic
+def lanes(typingctx, pointer):
+    """Elements in one vector of what `pointer` points to (a constant)."""
+    count = vec(pointer.dtype).lanes
+
+    def codegen(context, builder, sig, args):
+        return I64(count)
+
+    return types.intp(pointer), codegen
+
+
+@intrinsic
+def load(typingctx, pointer, i):
+    """The vector at ``pointer[i : i + lanes]``."""
+    ty = vec(pointer.dtype)
+
+    def codegen(context, builder, sig, args):
+        return builder.load(vector_pointer(builder, *args, llvm_type(ty)), align=ty.scalar.bitwidth // 8)
+
+    return ty(pointer, types.intp), codegen
+
+
+@intrinsic
+def load_first(typingctx, pointer, i, count):
+    """As `load`, but only the first `count` lanes are read; the others are 0."""
+    ty = vec(pointer.dtype)
+
+    def codegen(context, builder, sig, args):
+        pointer, i, count = args
+        vector = llvm_type(ty)
+        at = vector_pointer(builder, pointer, i, vector)
+        arguments = [
+            at,
+            I32(ty.scalar.bitwidth // 8),
+            first_lanes_mask(builder, count, ty.lanes),
+            ir.Constant(vector, None),
+        ]
+        return call_intrinsic(builder, f"llvm.masked.load.{suffix(vector)}.p0", vector, arguments)
+
+    return ty(pointer, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, pointer, i, value):
+    """``pointer[i : i + lanes] = value``."""
+
+    def codegen(context, builder, sig, args):
+        pointer, i, value = args
+        size = sig.args[2].scalar.bitwidth // 8
+        builder.store(value, vector_pointer(builder, pointer, i, value.type), align=size)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp, value), codegen
+
+
+@intrinsic
+def store_first(typingctx, pointer, i, count, value):
+    """As `store`, but only the first `count` lanes are written."""
+
+    def codegen(context, builder, sig, args):
+        pointer, i, count, value = args
+        at = vector_pointer(builder, pointer, i, value.type)
+        size = sig.args[3].scalar.bitwidth // 8
+        arguments = [value, at, I32(size), first_lanes_mask(builder, count, sig.args[3].lanes)]
+        call_intrinsic(builder, f"llvm.masked.store.{suffix(value.type)}.p0", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp, types.intp, value), codegen
+
+
+@intrinsic
+def load_bytes(typingctx, pointer, i, like):
+    """The bytes at ``pointer[i : i + lanes]`` as a vector of the floats that `like` points to."""
+    ty = vec(like.dtype)
+
+    def codegen(context, builder, sig, args):
+        octets = ir.VectorType(I8, ty.lanes)
+        value = builder.load(vector_pointer(builder, args[0], args[1], octets), align=1)
+        return builder.uitofp(value, llvm_type(ty))
+
+    return ty(pointer, types.intp, like), codegen
+
+
+@intrinsic
+def offset(typingctx, pointer, count):
+    """``pointer + count`` elements."""
+
+    def codegen(context, builder, sig, args):
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.intp), codegen
+
+
+@intrinsic
+def is_null(typingctx, pointer):
+    def codegen(context, builder, sig, args):
+        return builder.icmp_unsigned("==", builder.ptrtoint(args[0], I64), I64(0))
+
+    return types.boolean(pointer), codegen
+
+
+@intrinsic
+def cast(typingctx, pointer, dtype):
+    """The same address as a pointer to `dtype` (a Numba type, or a pointer whose element type is meant)."""
+    element = dtype.dtype
+    ty = types.CPointer(element)
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], context.get_value_type(ty))
+
+    return ty(pointer, dtype), codegen
