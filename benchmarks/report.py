@@ -1,4 +1,4 @@
-"""Tables and a chart from measurements: ``python -m benchmarks.report results.json [--readme README.md] [--chart FILE]``.
+"""Tables and a chart: ``python -m benchmarks.report results.json [--readme README.md] [--chart FILE]``.
 
 Reads the JSON of `benchmarks.compare` or of ``pytest benchmarks --benchmark-only --benchmark-json=results.json``.
 """

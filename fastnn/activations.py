@@ -64,6 +64,6 @@ def get(identifier: object) -> Function:
         return identifier
     if isinstance(identifier, str):
         return _names.find(identifier, FUNCTIONS, "activation")
-    if getattr(identifier, "__module__", None) == "fastnn.ops":  # one of fastnn's functions over arrays
+    if getattr(identifier, "__module__", None) == "fastnn.ops.activations":  # one of fastnn's functions over arrays
         return _names.find(getattr(identifier, "__name__", ""), FUNCTIONS, "activation")
     raise TypeError(f"activation must be a name, a fastnn activation or None, got {identifier!r}")

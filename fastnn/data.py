@@ -6,7 +6,7 @@ Arrays are read where they are: float32, float64 and uint8 in any strides; other
 import numpy as np
 
 from fastnn.losses import Loss
-from fastnn.plan import Feed
+from fastnn.stages import Feed
 
 DIRECT = ("uint8", "float32", "float64")  # dtypes that a batch is gathered from without a copy
 

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 
 from fastnn import _names, activations, initializers
-from fastnn.plan import Affine, Elementwise, Stage
-from fastnn.plan import Dropout as DropoutStage
+from fastnn.stages import Affine, Elementwise, Stage
+from fastnn.stages import Dropout as DropoutStage
 
 Shape = tuple[int, ...]
 

@@ -6,7 +6,7 @@ cross-entropy and softmax with cross-entropy are computed from the logits in one
 """
 
 from fastnn import _names
-from fastnn.plan import Objective
+from fastnn.stages import Objective
 
 
 class Loss:

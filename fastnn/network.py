@@ -9,7 +9,7 @@ import numpy as np
 from fastnn import data, initializers
 from fastnn.backend import Backend
 from fastnn.layers import Activation, Dense, Dropout, Layer, Rescaling, Shape
-from fastnn.plan import Affine, Elementwise, Stage
+from fastnn.stages import Affine, Elementwise, Stage
 
 
 class Network:

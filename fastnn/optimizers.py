@@ -7,7 +7,7 @@ Changing `learning_rate` between epochs (from a callback, say) takes effect at o
 import numpy as np
 
 from fastnn import _names
-from fastnn.plan import Update
+from fastnn.stages import Update
 
 
 class Optimizer:

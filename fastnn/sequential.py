@@ -13,7 +13,7 @@ from fastnn import _names, backend, losses, metrics, optimizers, saving, trainin
 from fastnn.callbacks import Callback, History
 from fastnn.layers import Activation, Dense, Dropout, Input, Layer, Rescaling, Shape
 from fastnn.network import Network
-from fastnn.plan import Objective
+from fastnn.stages import Objective
 from fastnn.summary import summary_table
 from fastnn.threads import check_threads
 
@@ -43,6 +43,8 @@ class Sequential:
         The layers, without `Input`.
     optimizer, loss
         Set by `compile`.
+    history : History or None
+        What the last `fit` recorded.
     stop_training : bool
         A callback sets it to end `fit` after the epoch.
 
@@ -82,6 +84,7 @@ class Sequential:
         self.loss: losses.Loss | None = None
         self.metrics: list[str] = []
         self.stop_training = False
+        self.history: History | None = None
         self.network: Network | None = None
         self._input: Input | None = None
         self._programs = training.Programs()

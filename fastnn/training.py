@@ -10,8 +10,9 @@ import numpy as np
 
 from fastnn import _names, data, metrics
 from fastnn import callbacks as callbacks_
-from fastnn.plan import Feed, Lowering, Objective
+from fastnn.plan import Lowering
 from fastnn.program import Program
+from fastnn.stages import Feed, Objective
 from fastnn.threads import check_threads
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def fit(
         held_out = Samples(network, xv, loss, *rest)
     samples = Samples(network, array, loss, y, sample_weight, class_weight)
     adopt(model, network)
-    history = callbacks_.History()
+    history = model.history = callbacks_.History()
     bar = callbacks_.ProgressBar(verbose) if verbose else None
     everyone = [history, *hooks, *([bar] if bar else [])]
     loop = Loop(model, samples, held_out, batch, everyone, bar)

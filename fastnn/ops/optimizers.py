@@ -1,0 +1,127 @@
+"""Optimizer updates, in place."""
+
+import numpy as np
+
+from fastnn import _names
+from fastnn.cpu import immediate
+from fastnn.cpu.executable import address
+from fastnn.ops.arrays import floats, in_place
+from fastnn.records import UPDATE
+from fastnn.threads import get_num_threads
+
+
+def _update(kernel: str, arrays: dict[str, np.ndarray], grad: object, rate: float, constants: dict[str, float]) -> None:
+    param = arrays["p"]
+    g = floats(grad, "grad")
+    if g.shape != param.shape:
+        raise ValueError(f"grad must have the shape of param, {param.shape}, got {g.shape}")
+    # Work on contiguous memory; strided arrays are copied and written back.
+    packed = {field: np.ascontiguousarray(array) for field, array in arrays.items()}
+    flat = np.ascontiguousarray(g, dtype=param.dtype)
+    if param.size:
+        values: dict[str, int | float] = {field: address(array) for field, array in packed.items()}
+        values |= {"g": address(flat), "n": param.size, **constants}
+        immediate.run(
+            f"optimizers.{kernel}_flat",
+            param.dtype.name,
+            UPDATE,
+            values,
+            work=20.0 * param.size,
+            threads=get_num_threads(),
+            rate=rate,
+        )
+    for field, array in arrays.items():
+        if packed[field] is not array:
+            array[...] = packed[field]
+
+
+def sgd_update(
+    param: np.ndarray,
+    grad: object,
+    velocity: np.ndarray | None = None,
+    *,
+    learning_rate: float = 0.01,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+) -> None:
+    """One step of stochastic gradient descent, in place.
+
+    ``param -= learning_rate grad``, or with momentum ``velocity = momentum velocity - learning_rate grad`` and
+    ``param += velocity`` (Nesterov: ``param += momentum velocity - learning_rate grad``), as in Keras.
+
+    Parameters
+    ----------
+    param : array
+        Parameters, updated.
+    grad : array of the same shape
+        Gradient.
+    velocity : array of the same shape, optional
+        Needed with momentum; starts as zeros, updated.
+    learning_rate, momentum : float
+        At least 0; momentum at most 1.
+    nesterov : bool
+        Whether to use Nesterov's form.
+
+    Examples
+    --------
+    >>> import fastnn, numpy as np
+    >>> p = np.array([1.0, 2.0])
+    >>> fastnn.sgd_update(p, np.array([10.0, 10.0]), learning_rate=0.1)
+    >>> p
+    array([0., 1.])
+    """
+    arrays = {"p": in_place(param, "param")}
+    rate = _names.number(learning_rate, "learning_rate", low=0)
+    mu = _names.number(momentum, "momentum", low=0, high=1)
+    if mu == 0:
+        _update("sgd", arrays, grad, rate, {})
+        return
+    if velocity is None:
+        raise ValueError("velocity is missing: momentum needs an array of the shape of param (zeros at first)")
+    arrays["s0"] = in_place(velocity, "velocity", param)
+    _update("nesterov" if nesterov else "momentum", arrays, grad, rate, {"momentum": mu})
+
+
+def adam_update(
+    param: np.ndarray,
+    grad: object,
+    m: np.ndarray,
+    v: np.ndarray,
+    step: int,
+    *,
+    learning_rate: float = 0.001,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+) -> None:
+    """One step of Adam, in place, in one pass over memory.
+
+    Parameters
+    ----------
+    param : array
+        Parameters, updated.
+    grad : array of the same shape
+        Gradient.
+    m, v : arrays of the same shape
+        The two moments: zeros at first, updated.
+    step : int
+        Number of this step, from 1.
+    learning_rate, beta_1, beta_2, epsilon : float
+        As for `fastnn.optimizers.Adam`.
+
+    Examples
+    --------
+    >>> import fastnn, numpy as np
+    >>> p, m, v = np.ones(2), np.zeros(2), np.zeros(2)
+    >>> fastnn.adam_update(p, np.array([1.0, -1.0]), m, v, 1, learning_rate=0.1)
+    >>> p.round(4)
+    array([0.9, 1.1])
+    """
+    arrays = {"p": in_place(param, "param"), "s0": in_place(m, "m", param), "s1": in_place(v, "v", param)}
+    t = _names.integer(step, "step", low=1)
+    rate = _names.number(learning_rate, "learning_rate", low=0)
+    b1 = _names.number(beta_1, "beta_1", low=0, high=1, open_high=True)
+    b2 = _names.number(beta_2, "beta_2", low=0, high=1, open_high=True)
+    eps = _names.number(epsilon, "epsilon", low=0, open_low=True)
+    rate *= (1 - b2**t) ** 0.5 / (1 - b1**t)
+    _update("adam", arrays, grad, rate, {"decay_1": 1 - b1, "decay_2": 1 - b2, "epsilon": eps})
