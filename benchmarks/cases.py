@@ -133,8 +133,8 @@ def adam(p: np.ndarray, g: np.ndarray) -> np.ndarray:
 def _samples(rows: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Samples with labels that depend on them, so that a loss has somewhere to go.
 
-    They are centred.  With features of one sign many units die, and Adam's first moments of those decay to subnormal numbers
-    which slow NumPy down to a quarter: a fine trap, but not what is compared here.
+    They are centred.  With features of one sign many units die, and Adam's first moments of those decay to subnormal
+    numbers, which make NumPy five times slower: a trap worth knowing, but not what is compared here.
     """
     x = _normal(rows, sizes[0])
     score = x @ _normal(sizes[0], max(sizes[-1], 2), seed=7)

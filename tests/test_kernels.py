@@ -1,7 +1,8 @@
 """The kernels over rows and vectors, called by address: values, shares of the work, and memory they must leave alone.
 
-Operands that may be a user's lie against unreadable pages (`guard`); `ld` is what a plan's own buffers have, rows padded
-with values that must not be touched.  The activations' kernels are tested in test_vmath.py, the product's in test_gemm.py.
+Operands that may be a user's lie against unreadable pages (`guard`).  Rows of a plan's own buffers are padded, to `ld`
+elements, with what must not be touched.  The activations' kernels are tested in test_vmath.py, the product's in
+test_gemm.py.
 """
 
 import ctypes
@@ -172,7 +173,7 @@ def targets_of(kind, rows, cols):
 
 def loss_reference(kind, z, t):
     """Values per row, gradients of their sum by z, predictions."""
-    rows, cols = z.shape
+    cols = z.shape[1]
     if kind.startswith("mean"):
         return ((z - t) ** 2).mean(axis=1), 2 * (z - t) / cols, z
     if kind.startswith("sigmoid"):

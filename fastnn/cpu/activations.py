@@ -249,14 +249,19 @@ def load_or_bottom(pointer, i, end):
 
 
 @device
-def softmax_row(x, y, cols):
-    """``y = softmax(x)`` for one row; y may be x.  Returns ``log(sum(exp(x)))``."""
-    w = lanes(x)
+def row_max(x, cols):
+    """The largest element of a row; NaN is ignored here and reaches the softmax through its total."""
     largest = vmath.BOTTOM(splat(x, 0.0))
-    for i in range(0, cols, w):
+    for i in range(0, cols, lanes(x)):
         v = load_or_bottom(x, i, cols)
         largest = select(v > largest, v, largest)
-    top = max_lanes(largest)  # NaN is ignored here and reaches the whole row through the total
+    return max_lanes(largest)
+
+
+@device
+def softmax_row(x, y, cols, top):
+    """``y = softmax(x)`` for one row with maximum `top`; y may be x.  Returns ``log(sum(exp(x - top)))``."""
+    w = lanes(x)
     total = splat(x, 0.0)
     for i in range(0, cols, w):
         e = vmath.exp(load_or_bottom(x, i, cols) - top)
@@ -266,7 +271,7 @@ def softmax_row(x, y, cols):
     scale = 1.0 / whole
     for i in range(0, cols, w):
         store_before(y, i, cols, load_before(y, i, cols) * scale)
-    return first_lane(vmath.log(whole)) + top
+    return first_lane(vmath.log(whole))
 
 
 @kernel(MAP)
@@ -274,7 +279,8 @@ def softmax_rows(op, run, step, thread):
     # x, y: rows x cols, leading dimension ld, rows contiguous; y may be x
     first, last = share(op.rows, thread, run.threads)
     for r in range(first, last):
-        softmax_row(offset(op.x, r * op.ld), offset(op.y, r * op.ld), op.cols)
+        x = offset(op.x, r * op.ld)
+        softmax_row(x, offset(op.y, r * op.ld), op.cols, row_max(x, op.cols))
 
 
 @kernel(MAP)

@@ -9,7 +9,7 @@ Every kernel reads the network's outputs z, (rows, cols), and writes
 Columns beyond `cols` are padding: read, never written.
 """
 
-from fastnn.cpu.activations import softmax_row
+from fastnn.cpu.activations import row_max, softmax_row
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
@@ -25,14 +25,15 @@ def row_scale(op, r):
 
 @kernel(LOSS)
 def sparse_softmax_crossentropy(op, run, step, thread):
-    """value = log(sum(exp(z))) - z[label];  grad = softmax(z) - onehot(label)."""
+    """value = log(sum(exp(z - top))) + top - z[label];  grad = softmax(z) - onehot(label)."""
     first, last = share(op.rows, thread, run.threads)
     w = lanes(op.z)
     for r in range(first, last):
         z = offset(op.z, r * op.ld)
         label = op.label[r]
-        own = z[label]
-        op.value[r] = softmax_row(z, z, op.cols) - own
+        top = row_max(z, op.cols)
+        behind = top - z[label]  # exact where it matters; top + log(...) would lose the logarithm of large logits
+        op.value[r] = softmax_row(z, z, op.cols, top) + behind
         if not is_null(op.grad):
             grad = offset(op.grad, r * op.ld)
             scale = row_scale(op, r)
@@ -43,22 +44,22 @@ def sparse_softmax_crossentropy(op, run, step, thread):
 
 @kernel(LOSS)
 def softmax_crossentropy(op, run, step, thread):
-    """value = sum(t * (log(sum(exp(z))) - z));  grad = softmax(z) * sum(t) - t."""
+    """value = sum(t * (log(sum(exp(z - top))) + top - z));  grad = softmax(z) * sum(t) - t."""
     first, last = share(op.rows, thread, run.threads)
     w = lanes(op.z)
     for r in range(first, last):
         z = offset(op.z, r * op.ld)
         t = offset(op.target, r * op.target_ld)
+        top = row_max(z, op.cols)
         weight = splat(z, 0)
-        product = splat(z, 0)
+        behind = splat(z, 0)
         for c in range(0, op.cols, w):
             tv = load_before(t, c, op.cols)
             weight = weight + tv
             # A target of 0 contributes nothing, also where the logit is infinite.
-            product = select(tv == 0, product, muladd(tv, load_before(z, c, op.cols), product))
+            behind = select(tv == 0, behind, muladd(tv, top - load_before(z, c, op.cols), behind))
         total = sum_lanes(weight)
-        own = sum_lanes(product)
-        op.value[r] = softmax_row(z, z, op.cols) * total - own
+        op.value[r] = softmax_row(z, z, op.cols, top) * total + sum_lanes(behind)
         if not is_null(op.grad):
             grad = offset(op.grad, r * op.ld)
             scale = row_scale(op, r)

@@ -1,5 +1,6 @@
 """Rows in and out: a batch gathered from the user's arrays, results written to them, and sums over rows."""
 
+import numpy as np
 from numba.types import float32 as FLOAT32
 from numba.types import float64 as FLOAT64
 
@@ -87,5 +88,5 @@ def total(op, run, step, thread):
             if is_null(op.weight):
                 s += op.value[r]
             else:
-                s += float(op.value[r]) * float(op.weight[r])
+                s += np.float64(op.value[r]) * np.float64(op.weight[r])
         op.totals[op.slot] += s

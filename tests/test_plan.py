@@ -1,0 +1,409 @@
+"""Plans: barriers where dependencies are, memory that does not overlap, padding that stays 0, the same bits in any order.
+
+The accesses of every operation are derived here from its record alone (addresses, shapes and the way each kernel is
+shared among threads), not from what the lowering declares.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastnn
+from fastnn import backend, records, training
+from fastnn.cpu import blocking, executable
+from fastnn.cpu.executable import address
+from fastnn.cpu.immediate import KERNEL
+from fastnn.layers import Activation, Dense, Dropout, Flatten, Input
+from fastnn.plan import Lowering, Program, Ref, schedule
+
+L = fastnn.layers
+OPTIMIZERS = {
+    "sgd": lambda: fastnn.optimizers.SGD(0.05),
+    "momentum": lambda: fastnn.optimizers.SGD(0.05, momentum=0.9),
+    "nesterov": lambda: fastnn.optimizers.SGD(0.05, momentum=0.9, nesterov=True),
+    "adam": lambda: fastnn.optimizers.Adam(0.01),
+}
+NETWORKS = {
+    "mlp": ([Dense(19, "relu"), Dense(5, "softmax")], "sparse_categorical_crossentropy", ["accuracy"]),
+    "deep": ([Dense(33, "tanh"), Dense(16, "sigmoid"), Dense(17, "leaky_relu"), Dense(3)], "mse", ["mae"]),
+    "one": ([Dense(1, "sigmoid")], "binary_crossentropy", ["accuracy"]),
+    "dropout": ([Dropout(0.1), Dense(20, "relu"), Dropout(0.5), Dense(4, "softmax")], "categorical_crossentropy", []),
+    "activations": (
+        [Activation("tanh"), Dense(7), Activation("relu"), Activation("tanh"), Dense(6, "softmax")],
+        "mse",
+        [],
+    ),
+    "softmax inside": ([Dense(9, "softmax"), Dense(8, use_bias=False), Dense(2, "tanh")], "mse", ["mse", "mae"]),
+    "dropout last": ([Dense(9, "relu"), Dense(2), Dropout(0.25)], "mse", []),
+    "fused after an activation": ([Activation("relu"), Activation("sigmoid")], "binary_crossentropy", ["accuracy"]),
+}
+
+
+def fresh(layers):
+    """The layers once more: an instance belongs to one model."""
+    return [type(layer)(**layer.get_config()) for layer in layers]
+
+
+def build(name="mlp", optimizer="adam", dtype="float32", inputs=11, seed=3, n_threads=1):
+    layers, loss, metrics = NETWORKS[name]
+    model = fastnn.Sequential([Input((inputs,)), *fresh(layers)], dtype=dtype, seed=seed, n_threads=n_threads)
+    model.compile(OPTIMIZERS[optimizer](), loss, metrics)
+    return model
+
+
+def data(model, n, inputs=11, seed=0):
+    rng = np.random.default_rng(seed)
+    x, units = rng.standard_normal((n, inputs)), model._built().units
+    loss = model._compiled()[0].name
+    if loss.startswith("sparse"):
+        return x, rng.integers(0, units, n)
+    if loss.startswith("categorical"):
+        return x, np.eye(units)[rng.integers(0, units, n)]
+    return x, rng.integers(0, 2, (n, units)).astype(float)
+
+
+def lower(model, mode, rows, capacity, weighted=True):
+    """A program of the model, as `training.executable` lowers it."""
+    x, y = data(model, capacity)
+    samples = training.checked(model, x, y, np.ones(capacity) if weighted else None)
+    network = model._built()
+    plan = Lowering(network.stages, samples.x_feed, rows, capacity, network.backend.pad(network.dtype))
+    objective = training._objective(model, network)
+    if mode == "predict":
+        return plan.predict()
+    if mode == "evaluate":
+        return plan.evaluate(objective, samples.y_feed, weighted)
+    return plan.train(objective, samples.y_feed, weighted, model._compiled()[1].update())
+
+
+# --- what an operation reads and writes -----------------------------------------------------------------------------
+
+THREADS = 3
+EVERYONE = (1 << THREADS) - 1  # a bit for each thread that may touch an element
+
+
+def by_row(rows):
+    """The bit of the thread that has each row: `fastnn.cpu.share`."""
+    owner = np.zeros(rows, int)
+    for thread in range(THREADS):
+        owner[rows * thread // THREADS : rows * (thread + 1) // THREADS] = 1 << thread
+    return owner
+
+
+def matrix(ref, rows, cols, ld, bits, step=1):
+    """One access: buffer, elements, and the threads that make it."""
+    if not isinstance(ref, Ref):
+        return []
+    index = ref.offset + np.arange(rows)[:, None] * ld + np.arange(cols) * step
+    return [(ref.buffer, index.ravel(), np.broadcast_to(np.reshape(bits, (-1, 1)), index.shape).ravel())]
+
+
+def accesses(op, dtype):
+    """Reads and writes of an operation, as lists of (buffer, elements, threads)."""
+    f = op.fields
+    words = 2 if dtype == "float32" else 1  # elements that a label takes
+    kind = op.record
+    if kind is records.GEMM:
+        m, n, k = f["m"], f["n"], f["k"]
+        reads = matrix(f["a"], m, k, f["a_row"], EVERYONE, f["a_col"])
+        reads += matrix(f["b"], k, n, f["b_row"], EVERYONE, f["b_col"])
+        e = op.epilogue.fields
+        if op.epilogue.record is records.UPDATE:
+            parts = [matrix(e[name], m, n, e["p_row"], EVERYONE) for name in ("p", "s0", "s1")]
+            return reads + sum(parts, []), sum(parts, [])
+        reads += matrix(e.get("bias"), 1, n, 0, EVERYONE) + matrix(e.get("y"), m, n, e["c_row"], EVERYONE)
+        return reads, matrix(e["c"], m, n, e["c_row"], EVERYONE)
+    if kind is records.TOTAL:
+        reads = matrix(f["value"], 1, f["rows"], 0, 1) + matrix(f["weight"], 1, f["rows"], 0, 1)
+        return reads, [("totals", np.array([f["slot"]]), np.array([1]))]
+    if kind is records.MAP and op.kernel.endswith("_map"):
+        owner = by_row(-(-f["n"] // 64)).repeat(64)[: f["n"]][:, None]
+        return matrix(f["x"], f["n"], 1, 1, owner), matrix(f["y"], f["n"], 1, 1, owner)
+    rows, cols, ld = f["rows"], f.get("cols", 1), f.get("ld", 1)
+    owner = by_row(rows)
+    if kind is records.GATHER:
+        return [], matrix(f["out"], rows, cols, ld, owner)
+    if kind is records.LABELS:
+        return [], matrix(f["out"], rows, words, words, owner)
+    if kind is records.SCATTER:
+        return matrix(f["x"], rows, cols, ld, owner), matrix(f["out"], rows, cols, cols, owner)
+    if kind in (records.MAP, records.DROPOUT):
+        reads = matrix(f["x"], rows, cols, ld, owner) + matrix(f.get("g"), rows, cols, ld, owner)
+        return reads, matrix(f["y"], rows, cols, ld, owner)
+    assert kind in (records.LOSS, records.METRIC)
+    reads = matrix(f["z"], rows, cols, ld, owner) + matrix(f.get("label"), rows, words, words, owner)
+    reads += matrix(f.get("target"), rows, cols, f.get("target_ld"), owner)
+    reads += matrix(f.get("weight"), rows, 1, 1, owner)
+    writes = matrix(f["value"], rows, 1, 1, owner)
+    if kind is records.LOSS:
+        writes += matrix(f["z"], rows, cols, ld, owner) + matrix(f["grad"], rows, cols, ld, owner)
+    return reads, writes
+
+
+class Memory:
+    """Who has touched each element since the last barrier."""
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self):
+        self.written, self.used = {}, {}
+
+    def _at(self, log, buffer, size):
+        have = log.setdefault(buffer, np.zeros(0, int))
+        if len(have) < size:
+            have = log[buffer] = np.concatenate([have, np.zeros(size - len(have), int)])
+        return have
+
+    def conflicts(self, reads, writes):
+        """Whether another thread wrote what is read, or used what is written."""
+        for log, found in ((self.written, reads), (self.used, writes)):
+            for buffer, index, bits in found:
+                before = self._at(log, buffer, int(index.max(initial=0)) + 1)[index]
+                both = before | bits
+                if ((before != 0) & ((both & (both - 1)) != 0)).any():
+                    return True
+        return False
+
+    def add(self, reads, writes):
+        for log, found in ((self.written, writes), (self.used, reads + writes)):
+            for buffer, index, bits in found:
+                np.bitwise_or.at(self._at(log, buffer, int(index.max(initial=0)) + 1), index, bits)
+
+
+def races(ops, dtype):
+    """Positions of operations that conflict with one since the last barrier."""
+    memory, found = Memory(), []
+    for i, op in enumerate(ops):
+        if op.barrier:
+            memory.clear()
+        reads, writes = accesses(op, dtype)
+        if memory.conflicts(reads, writes):
+            found.append(i)
+        memory.add(reads, writes)
+    return found
+
+
+# --- barriers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("mode", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("rows", [1, 7, 32])
+def test_barriers_are_where_dependencies_are(rows, mode, name):
+    for dtype, weighted in itertools.product(("float32", "float64"), (True, False)):
+        model = build(name, dtype=dtype)
+        program = lower(model, mode, rows, 32, weighted)
+        assert races(program.ops, dtype) == []
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_barrier_is_superfluous(name):
+    """Without any one of them there is a race (so the test above can fail, and no thread waits for nothing)."""
+    program = lower(build(name), "train", 32, 32)
+    for op in program.ops:
+        if op.barrier:
+            op.barrier = False
+            assert races(program.ops, "float32"), f"the barrier before {op.kernel}"
+            op.barrier = True
+
+
+layer = st.one_of(
+    st.builds(Dense, st.integers(1, 40), st.sampled_from(["relu", "tanh", "softmax", None]), use_bias=st.booleans()),
+    st.builds(Dropout, st.sampled_from([0.0, 0.5])),
+    st.builds(Activation, st.sampled_from(["sigmoid", "softmax", "linear"])),
+)
+
+
+@given(st.lists(layer, min_size=1, max_size=6), st.integers(1, 33), st.integers(1, 40))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_any_network_is_free_of_races(layers, rows, inputs):
+    model = fastnn.Sequential([Input((inputs,)), *layers], seed=0)
+    model.compile("adam", "mse", ["mae"])
+    network = model._built()
+    x, y = np.zeros((rows, inputs), "f4"), np.zeros((rows, network.units), "f4")
+    samples = training.checked(model, x, y)
+    plan = Lowering(network.stages, samples.x_feed, rows, rows, network.backend.pad("float32"))
+    program = plan.train(training._objective(model, network), samples.y_feed, False, model._compiled()[1].update())
+    assert races(program.ops, "float32") == []
+    assert_regions_apart(program, "float32")
+
+
+def test_schedule_of_hand_written_operations():
+    def op(reads=(), writes=(), by_rows=False):
+        return records_op(reads, writes, by_rows)
+
+    def records_op(reads, writes, by_rows):
+        from fastnn.plan import Op
+
+        return Op("k", records.MAP, {}, reads, writes, by_rows)
+
+    ops = [
+        op(writes=("a",)),
+        op(reads=("a",), writes=("b",)),  # read after write
+        op(reads=("a",), writes=("c",)),  # independent of the last
+        op(writes=("a",)),  # write after read
+        op(writes=("a",)),  # write after write
+        op(writes=("d",), by_rows=True),
+        op(reads=("d",), writes=("d",), by_rows=True),  # each thread has its own rows
+        op(reads=("d",), writes=("e",)),
+        op(reads=("f",)),
+    ]
+    schedule(ops)
+    assert [o.barrier for o in ops] == [False, True, False, True, True, False, False, True, False]
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def assert_regions_apart(program: Program, dtype: str):
+    """Whatever two different operands of the arena touch is disjoint and within it."""
+    claims = np.full(program.arena, -1)
+    size = 2 if dtype == "float32" else 1
+    for op in program.ops:
+        fields = [op.fields, op.epilogue.fields if op.epilogue else {}]
+        starts = {ref.offset for f in fields for ref in f.values() if isinstance(ref, Ref) and ref.buffer == "arena"}
+        assert all(start * (8 // size) % 64 == 0 for start in starts), "regions start at cache lines"
+        for buffer, index, _ in itertools.chain(*accesses(op, dtype)):
+            if buffer != "arena":
+                continue
+            assert 0 <= index.min()
+            assert index.max() < program.arena
+            start = max(s for s in starts if s <= index.min())
+            assert np.isin(claims[index], (-1, start)).all()
+            claims[index] = start
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_regions_do_not_overlap(dtype, name):
+    for mode, rows in itertools.product(("train", "evaluate", "predict"), (1, 5, 32)):
+        assert_regions_apart(lower(build(name, dtype=dtype), mode, rows, 32), dtype)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_short_batch_has_the_layout_of_a_full_one(name):
+    model = build(name)
+    full, short = lower(model, "train", 32, 32), lower(model, "train", 5, 32)
+    assert short.arena == full.arena
+    for a, b in zip(full.ops, short.ops, strict=True):
+        assert (a.kernel, a.barrier) == (b.kernel, b.barrier)
+        for f, g in ((a.fields, b.fields), (getattr(a.epilogue, "fields", {}), getattr(b.epilogue, "fields", {}))):
+            differ = {key for key in f if f[key] != g[key]}
+            assert differ <= {"rows", "m", "n", "k", "scale"}
+        if "scale" in a.fields and a.record is records.LOSS:
+            assert (a.fields["scale"], b.fields["scale"]) == (1 / 32, 1 / 5)
+        if "step_rows" in b.fields:
+            assert b.fields["step_rows"] == 32
+
+
+# --- padding --------------------------------------------------------------------------------------------------------
+
+
+def padding(network, buffer):
+    """What lies between the parameters of a buffer."""
+    inside = np.zeros(network.size, bool)
+    for _, view in network.views(inside):
+        view[...] = True
+    return buffer[~inside]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "fused after an activation"])
+def test_padding_stays_zero(name, optimizer, dtype):
+    model = build(name, optimizer, dtype)
+    x, y = data(model, 45)
+    before = model.get_weights()
+    model.fit(x, y, batch_size=16, epochs=3, verbose=0, sample_weight=np.linspace(0, 2, 45))  # a last batch of 13
+    model.evaluate(x, y, verbose=0)
+    network = model._built()
+    assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+    for buffer in (network.params, *network.state):
+        spare = padding(network, buffer)
+        assert spare.size
+        assert (spare == 0).all()
+
+
+# --- the same bits in any order -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_steps_in_teams(monkeypatch):
+    """Give the smallest step to a team."""
+    monkeypatch.setattr(executable, "ALONE", 0)
+
+
+def trained(name, optimizer, dtype, threads):
+    model = build(name, optimizer, dtype, n_threads=threads)
+    x, y = data(model, 75)
+    history = model.fit(x, y, batch_size=16, epochs=2, verbose=0, validation_data=(x, y))
+    return [*model.get_weights(), model.predict(x, verbose=0), *history.history.values()]
+
+
+@pytest.mark.usefixtures("small_steps_in_teams")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("optimizer", ["adam", "nesterov"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_teams_give_the_same_bits(name, optimizer, dtype):
+    alone = trained(name, optimizer, dtype, 1)
+    for threads in (2, 3, 5):
+        for a, b in zip(alone, trained(name, optimizer, dtype, threads), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def stretches(table):
+    """The records of a table (NumPy view), cut at barriers."""
+    found = []
+    for record in table.memory.reshape(-1, records.SLOT)[: table.length]:
+        if not found or record.view(np.int64)[1]:
+            found.append([])
+        found[-1].append(record)
+    return found
+
+
+def interleaved(name, dtype, threads, order):
+    """One training step, thread after thread from barrier to barrier: as late as each may be."""
+    model = build(name, dtype=dtype, n_threads=threads)
+    x, y = data(model, 16)
+    samples = training.checked(model, x, y)
+    program = training.executable(model, "train", 16, 16, samples.x_feed, samples.y_feed)
+    assert program.threads == threads
+    samples.bind(program)
+    rate = model._compiled()[1].rates(1)
+    program.run_record["rate"], program.run_record["seed"] = address(rate), model.dropout_seed
+    for stretch in stretches(program._tables[0]):
+        for thread in order(threads):
+            for record in stretch:
+                KERNEL(int(record.view(np.int64)[0]))(address(record), address(program.run_record), 0, thread)
+    return [*(w.copy() for w in model.get_weights()), program.totals.copy()]
+
+
+@pytest.mark.usefixtures("small_steps_in_teams")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_interleaving_gives_the_same_bits(name, dtype):
+    expected = interleaved(name, dtype, 1, range)
+    model = build(name, dtype=dtype)
+    model.fit(*data(model, 16), batch_size=16, shuffle=False, verbose=0)
+    for a, b in zip(expected, model.get_weights(), strict=False):
+        np.testing.assert_array_equal(a, b)
+    rng = np.random.default_rng(0)
+    orders = [range, lambda n: reversed(range(n)), lambda n: rng.permutation(n).tolist()]
+    for threads, order in itertools.product((2, 3, 5), orders):
+        for a, b in zip(expected, interleaved(name, dtype, threads, order), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.usefixtures("small_steps_in_teams")
+def test_without_barriers_the_bits_differ(monkeypatch):
+    """The test above can fail: with no barriers, the last thread's shares first is not what the plan means."""
+    expected = interleaved("deep", "float32", 1, range)
+    monkeypatch.setattr("fastnn.plan.schedule", lambda ops: None)
+    found = interleaved("deep", "float32", 3, lambda n: reversed(range(n)))
+    assert any((a != b).any() for a, b in zip(expected, found, strict=True))
