@@ -12,7 +12,7 @@ from guard import ENDS, Guarded, guarded, linux
 
 from fastnn.cpu import blocking, immediate, target
 from fastnn.cpu.blocking import MR
-from fastnn.cpu.executable import address
+from fastnn.cpu.memory import address
 from fastnn.records import RUN
 
 DTYPES = ("float32", "float64")

@@ -14,7 +14,7 @@ import reference as ref
 from guard import ENDS, Guarded, guarded
 
 from fastnn.cpu import loader, target
-from fastnn.cpu.executable import address
+from fastnn.cpu.memory import address
 from fastnn.records import DROPOUT, GATHER, LABELS, LOSS, METRIC, RUN, SCATTER, TOTAL, UPDATE
 
 DTYPES = ("float32", "float64")

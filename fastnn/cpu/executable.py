@@ -5,23 +5,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from fastnn.cpu import blocking, loader, team
+from fastnn.cpu.memory import address, allocate
 from fastnn.program import Op, Program, Ref
 from fastnn.records import GEMM, RUN, SLOT
 
+__all__ = ["Executable", "allocate", "pad"]  # what a backend offers
+
 ALONE = 500_000  # floating-point operations of a step below which one thread is faster than a team
-
-
-def address(array: np.ndarray) -> int:
-    """Where the elements of an array start."""
-    return array.__array_interface__["data"][0]
-
-
-def allocate(elements: int, dtype: str) -> np.ndarray:
-    """Zeros that start at a cache line."""
-    size = np.dtype(dtype).itemsize
-    memory = np.zeros(elements + 64 // size, dtype)
-    start = -address(memory) % 64 // size
-    return memory[start : start + elements]
 
 
 def pad(dtype: str) -> Callable[[int], int]:

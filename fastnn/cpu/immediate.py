@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastnn.cpu import blocking, loader, team
-from fastnn.cpu.executable import address, allocate
+from fastnn.cpu.memory import address, allocate
 from fastnn.records import FORWARD, GEMM, RUN, SLOT, Record
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t)

@@ -4,7 +4,7 @@ import numpy as np
 
 from fastnn import _names
 from fastnn.cpu import immediate
-from fastnn.cpu.executable import address
+from fastnn.cpu.memory import address
 from fastnn.ops.arrays import check_out, common, floats, rows_of
 from fastnn.records import MAP
 from fastnn.threads import get_num_threads

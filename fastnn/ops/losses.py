@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastnn.cpu import immediate
-from fastnn.cpu.executable import address
+from fastnn.cpu.memory import address
 from fastnn.ops.arrays import check_out, common, floats, rows_of
 from fastnn.records import LOSS
 from fastnn.threads import get_num_threads

@@ -4,7 +4,7 @@ import numpy as np
 
 from fastnn import _names
 from fastnn.cpu import immediate
-from fastnn.cpu.executable import address
+from fastnn.cpu.memory import address
 from fastnn.ops.arrays import floats, in_place
 from fastnn.records import UPDATE
 from fastnn.threads import get_num_threads
