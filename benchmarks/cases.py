@@ -12,6 +12,7 @@ import numpy as np
 
 RATE, DECAY_1, DECAY_2, EPSILON = 1e-3, 0.9, 0.999, 1e-8  # of Adam; torch's and scikit-learn's epsilon, for all
 MLP = (784, 256, 10)
+UPDATES = 3  # of an optimizer, before its result is checked
 Inputs = dict[str, Any]
 
 
@@ -35,6 +36,8 @@ class Operation:
         The cases that pure Python loops can do in milliseconds.
     unit : str
         What one time is of.
+    calls : int
+        How many calls lead to the answer, for operations that update something.
     """
 
     title: str
@@ -44,6 +47,7 @@ class Operation:
     tolerance: float
     small: frozenset[str] = frozenset()
     unit: str = "call"
+    calls: int = 1
 
 
 def _normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -111,19 +115,20 @@ def bce(z: np.ndarray, t: np.ndarray) -> tuple[float, np.ndarray]:
 def update_inputs(n: int) -> Inputs:
     """Parameters and a gradient that is nowhere so small that it matters where a library adds Adam's epsilon."""
     g = _normal(n, seed=2)
-    return {"p": _normal(n, seed=1), "g": g + np.copysign(np.float32(0.1), g)}
+    return {"p": _normal(n, seed=1) / 20, "g": g + np.copysign(np.float32(0.1), g)}
 
 
 def sgd(p: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """Parameters after the first step of SGD."""
+    """Parameters after `UPDATES` steps of SGD with the same gradient."""
     p, g = _double(p, g)
-    return p - RATE * g
+    return p - UPDATES * RATE * g
 
 
 def adam(p: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """Parameters after the first step of Adam."""
+    """Parameters after `UPDATES` steps of Adam with the same gradient."""
     p, g = _double(p, g)
-    return p - RATE * g / (np.abs(g) + EPSILON)  # bias correction makes the first moments g and g^2
+    # The corrected moments of a constant gradient are g and g^2.
+    return p - UPDATES * RATE * g / (np.abs(g) + EPSILON)
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -131,14 +136,16 @@ def adam(p: np.ndarray, g: np.ndarray) -> np.ndarray:
 
 @cache
 def _samples(rows: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Samples with labels that depend on them, so that a loss has somewhere to go.
+    """Samples with labels that depend on them, with noise: a loss has somewhere to go and does not arrive.
 
     They are centred.  With features of one sign many units die, and Adam's first moments of those decay to subnormal
     numbers, which make NumPy five times slower: a trap worth knowing, but not what is compared here.
     """
     x = _normal(rows, sizes[0])
-    score = x @ _normal(sizes[0], max(sizes[-1], 2), seed=7)
-    return x, score.argmax(axis=1)
+    classes = max(sizes[-1], 2)
+    y = (x @ _normal(sizes[0], classes, seed=7)).argmax(axis=1)
+    y[::4] = np.random.default_rng(rows).integers(0, classes, len(y[::4]))
+    return x, y
 
 
 def initial_weights(sizes: tuple[int, ...]) -> list[np.ndarray]:
@@ -270,12 +277,29 @@ OPERATIONS = {
         frozenset({"32 x 10"}),
     ),
     "bce_gradient": Operation(
-        "BCE loss and gradient", {"32": (32,), "65536": (65536,)}, bce_inputs, bce, 1e-6, frozenset({"32"})
+        "BCE loss and gradient",
+        {"32 logits": (32,), "65536 logits": (65536,)},
+        bce_inputs,
+        bce,
+        1e-6,
+        frozenset({"32 logits"}),
     ),
     "sgd": Operation(
-        "SGD update", {"2000": (2000,), "200000": (200_000,)}, update_inputs, sgd, 1e-6, frozenset({"2000"})
+        "SGD update",
+        {"2000 parameters": (2000,), "200000 parameters": (200_000,)},
+        update_inputs,
+        sgd,
+        1e-6,
+        frozenset({"2000 parameters"}),
+        calls=UPDATES,
     ),
     "adam": Operation(
-        "Adam update", {"2000": (2000,), "200000": (200_000,)}, update_inputs, adam, 1e-6, frozenset({"2000"})
+        "Adam update",
+        {"2000 parameters": (2000,), "200000 parameters": (200_000,)},
+        update_inputs,
+        adam,
+        1e-6,
+        frozenset({"2000 parameters"}),
+        calls=UPDATES,
     ),
 }

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, rivals
+from benchmarks import checks, machine, rivals
 from benchmarks.cases import OPERATIONS
 
 # Idle threads of OpenBLAS and OpenMP spin before they sleep, OpenBLAS' for 2^26 cycles (25 ms), on the CPUs of the next
@@ -25,6 +25,7 @@ SETTLE = 0.04
 SAMPLE = 0.02  # seconds of calls behind one sample
 LIMIT = 60.0  # seconds for one case
 LEAST = 5  # rounds, whatever that takes
+BUSY = 0.5  # with one CPU of two taken, OpenBLAS was 100 times slower, torch 50, jax and fastnn 1.5
 
 
 def interleaved(calls: dict[str, rivals.Rival], rounds: int, settle: float = SETTLE) -> dict[str, list[float]]:
@@ -66,7 +67,7 @@ def compare(operations: list[str], rounds: int, *, libraries: list[str] | None =
         for case in spec.cases:
             names = [e for e in rivals.contestants(operation, case) if libraries is None or e in libraries]
             for library in names:
-                rivals.check(operation, library, case)
+                checks.check(operation, library, case)
             calls = {library: rivals.make(operation, library, case) for library in names}
             gc.collect()
             gc.disable()
@@ -102,6 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     threads = machine.use_threads(options.threads)
     about = machine.describe(threads)
+    if about["load"] > BUSY:
+        print(f"warning: other programs are running (load {about['load']}): ratios will be wrong", file=sys.stderr)
     results = []
     for record in compare(options.only or list(OPERATIONS), options.rounds, libraries=options.libraries):
         results.append(record)

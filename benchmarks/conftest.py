@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compare, machine, rivals
+import fastnn
+from benchmarks import checks, compare, machine, rivals
 from benchmarks.cases import OPERATIONS
 
 EPOCHS = 3
@@ -27,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info["fastnn"] = machine.describe(machine.fastnn.get_num_threads())
+    machine_info["fastnn"] = machine.describe(fastnn.get_num_threads())
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +41,7 @@ def race(benchmark: Any, threads: int) -> Callable[[str, str, str], None]:
     """Check a rival, then time it."""
 
     def run(operation: str, case: str, library: str) -> None:
-        rivals.check(operation, library, case)
+        checks.check(operation, library, case)
         call = rivals.make(operation, library, case)
         steps = getattr(call, "steps", 1)
         benchmark.group = f"{OPERATIONS[operation].title}, {case}" + (

@@ -29,6 +29,8 @@ def use_threads(n: int | None) -> int:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:n])
     elif n != os.cpu_count() and installed("jax"):
         raise RuntimeError(f"jax cannot be held to {n} threads on this system, which does not bind processes to CPUs")
+    import sklearn.neural_network  # noqa: F401 - only pools of loaded libraries are limited
+
     threadpoolctl.threadpool_limits(n)  # the BLAS of NumPy and SciPy, OpenMP of scikit-learn
     fastnn.set_num_threads(n)
     if installed("torch"):
@@ -48,7 +50,13 @@ def describe(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
+        "load": load(),
     }
+
+
+def load() -> float:
+    """Average number of running processes in the last minute, where the system tells."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
 
 
 def versions() -> dict[str, str]:

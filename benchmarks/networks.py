@@ -383,3 +383,13 @@ class FastnnNetwork(Network):
 
     def predict(self, row: np.ndarray) -> np.ndarray:
         return self.model.predict_on_batch(row)
+
+
+NETWORKS: dict[str, type[Network]] = {
+    "python": PythonNetwork,
+    "numpy": NumpyNetwork,
+    "sklearn": SklearnNetwork,
+    "torch": TorchNetwork,
+    "jax": JaxNetwork,
+    "fastnn": FastnnNetwork,
+}

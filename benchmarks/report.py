@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from benchmarks.cases import OPERATIONS
 from benchmarks.rivals import LIBRARIES
 
 START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
-TITLES = {"numpy": "NumPy", "sklearn": "scikit-learn", "jax": "JAX", "torch": "PyTorch", "python": "Python loops"}
+TITLES = {"numpy": "NumPy", "sklearn": "scikit-learn", "torch": "PyTorch", "jax": "JAX", "python": "Python loops"}
 COLOURS = {"numpy": "#4477aa", "sklearn": "#ee9944", "torch": "#cc3355", "jax": "#228855", "python": "#999999"}
 
 # One row of each kind, for the README and the chart: the sizes of a 784-256-10 network, else the largest.
@@ -26,9 +26,9 @@ HEADLINES = {
     "dense_relu": ["32 x 784 x 256"],
     **{name: ["1024 x 256"] for name in ("relu", "sigmoid", "tanh")},
     "softmax": ["4096 x 10"],
-    "bce_gradient": ["65536"],
-    "sgd": ["200000"],
-    "adam": ["200000"],
+    "bce_gradient": ["65536 logits"],
+    "sgd": ["200000 parameters"],
+    "adam": ["200000 parameters"],
 }
 
 
@@ -57,7 +57,6 @@ def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
     document = json.loads(path.read_text())
     if "benchmarks" in document:
         machine, records = document["machine_info"]["fastnn"], _pytest_records(document)
-        machine["threads"] = document["benchmarks"][0]["extra_info"]["threads"]
     else:
         machine, records = document["machine"], document["results"]
     found: dict[tuple[str, str], dict[str, float]] = {}
@@ -99,7 +98,7 @@ def times(ratio: float) -> str:
 
 
 def _digits(value: float) -> str:
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value < 100 else f"{value:.0f}"
+    return f"{value:#.3g}".rstrip(".")
 
 
 def table(rows: list[Row]) -> str:
@@ -150,7 +149,7 @@ def put(text: str, body: str) -> str:
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise ValueError(f"the file needs one line {START} and after it one line {END}")
     head, tail = text.split(START)[0], text.split(END)[1]
-    return f"{head}{START}\n{body}\n{END}{tail}"
+    return f"{head}{START}\n\n{body}\n\n{END}{tail}"
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -164,75 +163,85 @@ def draw(machine: dict[str, Any], rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     networks = [row for row in rows if row.operation in ("train", "predict")]
-    panels = [("Whole networks", networks), ("Single operations", [row for row in rows if row not in networks])]
+    panels = [("Networks", networks), ("Operations", [row for row in rows if row not in networks])]
     panels = [(title, group) for title, group in panels if group]
     libraries = [e for e in TITLES if any(e in row.times for row in rows)]
-    fonts = {"font.family": "DejaVu Sans", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-    with plt.rc_context(fonts):
-        tallest = max(sum(_height(row) for row in group) for _, group in panels)
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(6.4 * len(panels), 1.6 + 0.19 * tallest), layout="constrained", squeeze=False
-        )
+    # Both panels are as tall as the one with more bars, so that all bars are alike.
+    span = max(sum(len(row.times) for row in group) for _, group in panels)
+    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        size = (6.2 * len(panels), 1.9 + 0.2 * span)
+        figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
         for axis, (title, group) in zip(axes[0], panels, strict=True):
-            _panel(axis, group)
-            axis.set_title(title, loc="left", fontweight="bold", pad=10)
+            _panel(axis, group, span)
+            axis.set_title(title, loc="left", fontweight="bold", pad=22)
         handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[e]) for e in libraries]
         figure.legend(
             handles, [TITLES[e] for e in libraries], loc="outside lower center", ncols=len(libraries), frameon=False
         )
         threads = f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
         figure.suptitle(
-            f"How many times as long as fastnn  ({machine['cpu']}, {threads}, float32)", x=0.01, ha="left", fontsize=12
+            f"Time of each library as a multiple of fastnn's   ({machine['cpu']}, {threads}, float32)",
+            x=0.01,
+            ha="left",
+            fontsize=12,
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130, facecolor="white", metadata={"Software": None})
         plt.close(figure)
 
 
-def _height(row: Row) -> float:
-    """Bars of a row and the gap below it."""
-    return len(row.times) - 1 + 1.0
-
-
-def _panel(axis: Any, rows: list[Row]) -> None:
+def _panel(axis: Any, rows: list[Row], span: int) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axis.set_xscale("log")
     ratios = [row.ratio(e) for row in rows for e in row.times if e != "fastnn"]
-    low, high = min(0.8, 0.55 * min(ratios)), 2.2 * max(ratios)
-    axis.axvspan(low, 1, color="#f2f2f2", zorder=0)
-    y, ticks = 0.0, []
+    low, high = min(0.6, 0.3 * min(ratios)), max(3.0, 3 * max(ratios))
+    stretch = span / sum(len(row.times) for row in rows)  # fewer rows stand further apart
+    axis.set_xscale("log")
+    axis.axvspan(low, 1, color="#f4f4f4", zorder=0)
+    ticks = []
+    top = 0.0
     for row in rows:
-        rivals = [e for e in TITLES if e in row.times]
-        ticks.append(y + (len(rivals) - 1) / 2)
-        for library in rivals:
-            ratio = row.ratio(library)
-            axis.barh(y, ratio - 1, left=1, height=0.86, color=COLOURS[library], zorder=2)
-            slower = ratio < 1
+        libraries = [e for e in TITLES if e in row.times]
+        middle = top + (stretch * len(row.times) - 1) / 2
+        ticks.append(middle)
+        top += stretch * len(row.times)
+        for i, library in enumerate(libraries):
+            ratio, y = row.ratio(library), middle + i - (len(libraries) - 1) / 2
+            axis.barh(y, ratio - 1, left=1, height=0.84, color=COLOURS[library], zorder=2)
+            side = -1 if ratio < 1 else 1
             axis.annotate(
                 times(ratio),
                 (ratio, y),
-                xytext=(-3 if slower else 3, 0),
+                xytext=(4 * side, 0),
                 textcoords="offset points",
-                ha="right" if slower else "left",
+                ha="right" if side < 0 else "left",
                 va="center",
                 fontsize=8.5,
                 color="#333333",
             )
-            y += 1
-        y += 1
     axis.axvline(1, color="#222222", linewidth=1.2, zorder=3)
     axis.set_xlim(low, high)
-    axis.set_ylim(y - 1, -1)
-    axis.set_yticks(ticks, [row.title.replace(", ", "\n", 1) for row in rows])
+    axis.set_ylim(span - 0.3, -0.7)
+    labels = [f"{OPERATIONS[row.operation].title}\n{row.case}".replace(" x ", "×") for row in rows]
+    axis.set_yticks(ticks, labels, linespacing=1.3)
     axis.tick_params(axis="y", length=0)
-    axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high / low < 200 else (1,)))
+    axis.xaxis.set_major_locator(LogLocator(10))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    axis.grid(axis="x", color="#dddddd", linewidth=0.8, zorder=1)
+    axis.grid(axis="x", color="#dddddd", linewidth=0.8)
     axis.set_axisbelow(True)
-    axis.annotate("faster", (1, 0), xytext=(-4, 4), textcoords="offset points", ha="right", fontsize=8, color="#777777")
-    axis.annotate("slower than fastnn", (1, 0), xytext=(4, 4), textcoords="offset points", fontsize=8, color="#777777")
+    for text, side in (("← faster than fastnn", -1), ("slower than fastnn →", 1)):
+        if side > 0 or low < 0.3:
+            axis.annotate(
+                text,
+                (1, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(5 * side, 6),
+                textcoords="offset points",
+                ha="right" if side < 0 else "left",
+                fontsize=8.5,
+                color="#666666",
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -249,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.readme:
         chart = None
         if options.chart:
-            chart = options.chart.resolve().relative_to(options.readme.resolve().parent, walk_up=True).as_posix()
+            chart = Path(os.path.relpath(options.chart, options.readme.parent)).as_posix()
         text = options.readme.read_text(encoding="utf-8")
         options.readme.write_text(put(text, section(machine, rows, chart)), encoding="utf-8")
     return 0

@@ -18,9 +18,9 @@ import numpy as np
 import fastnn
 from benchmarks import cases, networks
 from benchmarks.cases import DECAY_1, DECAY_2, EPSILON, OPERATIONS, RATE
+from benchmarks.networks import NETWORKS
 
-PACKAGES = {"fastnn": "fastnn", "numpy": "numpy", "sklearn": "sklearn", "torch": "torch", "jax": "jax"}
-LIBRARIES = [*PACKAGES, "python"]
+LIBRARIES = ["fastnn", "numpy", "sklearn", "torch", "jax", "python"]
 Rival = Callable[[], Any]
 
 # --- pure Python ------------------------------------------------------------------------------------------------------
@@ -303,15 +303,6 @@ def _predict(network: type[networks.Network]) -> Callable[..., Rival]:
     return factory
 
 
-NETWORKS = {
-    "python": networks.PythonNetwork,
-    "numpy": networks.NumpyNetwork,
-    "sklearn": networks.SklearnNetwork,
-    "torch": networks.TorchNetwork,
-    "jax": networks.JaxNetwork,
-    "fastnn": networks.FastnnNetwork,
-}
-
 COMPARISONS: dict[str, dict[str, Callable[..., Rival]]] = {
     "train": dict(NETWORKS),
     "predict": {library: _predict(network) for library, network in NETWORKS.items()},
@@ -383,7 +374,7 @@ COMPARISONS: dict[str, dict[str, Callable[..., Rival]]] = {
 
 def installed(library: str) -> bool:
     """Whether `library` can join; it is not imported for this."""
-    return library not in PACKAGES or importlib.util.find_spec(PACKAGES[library]) is not None
+    return library == "python" or importlib.util.find_spec(library) is not None
 
 
 def contestants(operation: str, case: str) -> list[str]:
@@ -402,34 +393,3 @@ def make(operation: str, library: str, case: str) -> Rival:
     """The callable to time."""
     spec = OPERATIONS[operation]
     return COMPARISONS[operation][library](**spec.inputs(*spec.cases[case]))
-
-
-def check(operation: str, library: str, case: str) -> None:
-    """Raise AssertionError if a library's answer differs from the one in float64."""
-    spec = OPERATIONS[operation]
-    what = f"{library}: {spec.title}, {case}"
-    if operation == "train":
-        _check_training(library, *spec.cases[case][:2], spec.tolerance, what)
-        return
-    inputs = spec.inputs(*spec.cases[case])
-    found, expected = (
-        [np.asarray(e) for e in (answer if isinstance(answer, tuple) else (answer,))]
-        for answer in (COMPARISONS[operation][library](**inputs)(), spec.reference(**inputs))
-    )
-    for got, want in zip(found, expected, strict=True):
-        assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
-        error = np.max(np.abs(got - want)) / np.max(np.abs(want))
-        assert error <= spec.tolerance, f"{what}: relative error {error:.2g}"
-
-
-def _check_training(library: str, sizes: tuple[int, ...], batch: int, tolerance: float, what: str) -> None:
-    """Train a few batches in a fixed order: the loss must be that of float64, and lower than before."""
-    inputs = cases.training_inputs(sizes, batch, networks.PYTHON_BATCHES * batch)
-    x, y = inputs["x"], inputs["y"]
-    network = NETWORKS[library](**inputs)
-    network.epoch(shuffle=False)
-    before = cases.training_loss(x, y, inputs["weights"])
-    expected = cases.training_loss(x, y, cases.train(**inputs))
-    found = cases.training_loss(x, y, network.weights())
-    assert expected < before, f"{what}: the loss does not fall from {before}"
-    assert abs(found - expected) <= tolerance * expected, f"{what}: loss {found}, expected {expected}"

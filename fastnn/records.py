@@ -171,6 +171,20 @@ DROPOUT = Record(
     layer="int",
 )
 
+DIRECT = Record(  # a small product of NumPy arrays (fastnn.cpu.direct)
+    "direct",
+    descr="int",  # address of the dtype object that the arrays must have
+    gemm="int",  # addresses of the records to fill in and run: the product, its epilogue, the run
+    forward="int",
+    run="int",
+    gemv_rows="int",  # addresses of kernels
+    gemv_columns="int",
+    tiles="int",
+    scratch="int",
+    kc="int",  # the largest k, and the largest m * n * k, that are computed here
+    most="int",
+)
+
 # --- what the threads of one run share --------------------------------------------------------------------------
 
 RUN = Record(

@@ -33,7 +33,7 @@ class Kernel:
     """A function that the loader can compile, and the kind of its arguments."""
 
     function: Callable
-    kind: str  # "kernel", "epilogue" or "main"
+    kind: str  # "kernel", "epilogue", "main" or "entry"
     record: Record | None
 
     def arguments(self, dtype: str) -> tuple:
@@ -43,6 +43,8 @@ class Kernel:
             return (RUN_REF, types.intp)
         assert self.record is not None
         own = RecordRef(self.record, scalar)
+        if self.kind == "entry":  # (record, four integers), returns an integer
+            return (own, *[types.intp] * 4)
         if self.kind == "kernel":  # (op, run, step, thread)
             return (own, RUN_REF, types.intp, types.intp)
         # (op, run, step, tile, tile_row, i, j, rows, cols)
@@ -59,21 +61,29 @@ def epilogue(record: Record) -> Callable[[Callable], Kernel]:
     return lambda function: Kernel(function, "epilogue", record)
 
 
+def entry(record: Record) -> Callable[[Callable], Kernel]:
+    """Mark ``f(op, a, b, c, d)``: called from Python with integers, and returns one."""
+    return lambda function: Kernel(function, "entry", record)
+
+
 def main(function: Callable) -> Kernel:
     """Mark ``f(run, thread)``: what each thread of a team is started in."""
     return Kernel(function, "main", None)
 
 
-def to_llvm(kernel: Kernel, dtype: str) -> tuple[str, str, list[str]]:
+def to_llvm(kernel: Kernel, dtype: str) -> tuple[str, str, list[str], str]:
     """Compile a kernel to optimised LLVM IR.
 
     Returns
     -------
     tuple
-        The IR, the name of the function in it, and the LLVM types of its arguments (Numba's own two come before them).
+        The IR, the name of the function in it, the LLVM types of its arguments (Numba's own two come before them) and of
+        its result.
     """
     arguments = kernel.arguments(dtype)
-    dispatcher = numba.njit(types.void(*arguments), **FLAGS)(kernel.function)
+    result = types.intp if kernel.kind == "entry" else types.void
+    dispatcher = numba.njit(result(*arguments), **FLAGS)(kernel.function)
     (compiled,) = dispatcher.overloads.values()
     names = ["i64" if t == types.intp else "ptr" for t in arguments]
-    return compiled.library.get_llvm_str(), compiled.fndesc.llvm_func_name, names
+    returned = "i64" if kernel.kind == "entry" else "void"
+    return compiled.library.get_llvm_str(), compiled.fndesc.llvm_func_name, names, returned

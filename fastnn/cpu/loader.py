@@ -63,29 +63,30 @@ def compile_object(name: str, dtype: str) -> bytes:
     return emit(*jit.to_llvm(kernel, dtype), symbol=f"{name}-{dtype}")
 
 
-def emit(ir: str, function: str, arguments: list[str], *, symbol: str, cpu: target.Target | None = None) -> bytes:
+def emit(ir: str, function: str, arguments: list[str], result: str, *, symbol: str, cpu: target.Target | None = None) -> bytes:
     """Compile Numba's IR to an object file that exports one C function, `symbol`, and needs nothing of Python."""
     machine = target_machine(cpu or target.host())
-    return machine.emit_object(_lower(ir, function, arguments, symbol, machine))
+    return machine.emit_object(_lower(ir, function, arguments, result, symbol, machine))
 
 
-def assembly(ir: str, function: str, arguments: list[str], *, symbol: str, cpu: target.Target | None = None) -> str:
+def assembly(ir: str, function: str, arguments: list[str], result: str, *, symbol: str, cpu: target.Target | None = None) -> str:
     """As `emit`, but readable."""
     machine = target_machine(cpu or target.host())
-    return machine.emit_assembly(_lower(ir, function, arguments, symbol, machine))
+    return machine.emit_assembly(_lower(ir, function, arguments, result, symbol, machine))
 
 
-def _lower(ir, function, arguments, symbol, machine):
+def _lower(ir, function, arguments, result, symbol, machine):
     # Numba's functions take a place for the result and one for an exception, neither of which a kernel uses.
     names = [f"{ty} %a{i}" for i, ty in enumerate(arguments)]
     inner = ", ".join(["ptr %result", "ptr %error", *names])
+    leave = "ret void" if result == "void" else f"%value = load {result}, ptr %result\n ret {result} %value"
     wrapper = f"""
         declare i32 @"{function}"(ptr, ptr, {", ".join(arguments)})
-        define void @"{symbol}"({", ".join(names)}) {{
-            %result = alloca ptr
+        define {result} @"{symbol}"({", ".join(names)}) {{
+            %result = alloca i64
             %error = alloca ptr
             %status = call i32 @"{function}"({inner})
-            ret void
+            {leave}
         }}"""
     module = llvm.parse_assembly(ir)
     module.triple = machine.triple

@@ -40,6 +40,7 @@ from fastnn.cpu.simd.engine import (
     load_acquire,
     pause,
     record_at,
+    record_like,
     store_release,
 )
 from fastnn.cpu.simd.memory import (
@@ -50,6 +51,7 @@ from fastnn.cpu.simd.memory import (
     load_bytes,
     load_first,
     offset,
+    pointer_at,
     store,
     store_first,
 )
@@ -100,9 +102,11 @@ __all__ = [
     "muladd",
     "offset",
     "pause",
+    "pointer_at",
     "polynomial",
     "rank1",
     "record_at",
+    "record_like",
     "scalar_like",
     "select",
     "splat",

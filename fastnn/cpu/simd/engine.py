@@ -72,6 +72,16 @@ def record_at(typingctx, address):
     return ANY_REF(types.intp), codegen
 
 
+@intrinsic(prefer_literal=False)
+def record_like(typingctx, address, like):
+    """The record at `address`, of the kind and dtype of `like`."""
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], I8.as_pointer())
+
+    return like(types.intp, like), codegen
+
+
 @intrinsic
 def call_kernel(typingctx, op, run, step, thread):
     """Call the kernel that the record `op` names."""

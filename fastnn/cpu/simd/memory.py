@@ -111,6 +111,17 @@ def offset(typingctx, pointer, count):
 
 
 @intrinsic
+def pointer_at(typingctx, address, dtype):
+    """The address (an integer) as a pointer to `dtype` (a Numba type, or a pointer whose element type is meant)."""
+    ty = types.CPointer(dtype.dtype)
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(ty))
+
+    return ty(types.intp, dtype), codegen
+
+
+@intrinsic
 def is_null(typingctx, pointer):
     def codegen(context, builder, sig, args):
         return builder.icmp_unsigned("==", builder.ptrtoint(args[0], I64), I64(0))

@@ -2,7 +2,7 @@
 
 from llvmlite import ir
 from numba import types
-from numba.core.imputils import lower_getattr_generic
+from numba.core.imputils import lower_getattr_generic, lower_setattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import models, register_model
 
@@ -58,6 +58,18 @@ def record_field(context, builder, ref, value, field):
         return raw
     ty = types.CPointer(ref.scalar) if kind == "T*" else _KINDS[kind]
     return builder.inttoptr(raw, context.get_value_type(ty))
+
+
+@lower_setattr_generic(RecordRef)
+def _set_record_field(context, builder, sig, args, field):
+    ref, value = args
+    record = sig.args[0].record
+    if record.fields[field] == "float":
+        value = context.cast(builder, value, sig.args[1], types.float64)
+    elif record.fields[field] != "int":
+        value = builder.ptrtoint(value, I64)
+    at = builder.gep(ref, [I64(record.offsets[field])])
+    builder.store(value, builder.bitcast(at, value.type.as_pointer()), align=8)
 
 
 ANY_REF = RecordRef(Record("any"), types.float32)

@@ -1,0 +1,42 @@
+"""Whether a rival computes what it is timed for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks import cases, networks, rivals
+from benchmarks.cases import OPERATIONS
+
+
+def check(operation: str, library: str, case: str) -> None:
+    """Raise AssertionError if a library's answer differs from the one in float64."""
+    spec = OPERATIONS[operation]
+    what = f"{library}: {spec.title}, {case}"
+    if operation == "train":
+        _check_training(library, *spec.cases[case][:2], spec.tolerance, what)
+        return
+    inputs = spec.inputs(*spec.cases[case])
+    call = rivals.COMPARISONS[operation][library](**inputs)
+    for _ in range(spec.calls):
+        answer = call()
+    found, expected = (
+        [np.asarray(e) for e in (values if isinstance(values, tuple) else (values,))]
+        for values in (answer, spec.reference(**inputs))
+    )
+    for got, want in zip(found, expected, strict=True):
+        assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
+        error = np.max(np.abs(got - want)) / np.max(np.abs(want))
+        assert error <= spec.tolerance, f"{what}: relative error {error:.2g}"
+
+
+def _check_training(library: str, sizes: tuple[int, ...], batch: int, tolerance: float, what: str) -> None:
+    """Train a few batches in a fixed order: the loss must be that of float64, and lower than before."""
+    inputs = cases.training_inputs(sizes, batch, networks.PYTHON_BATCHES * batch)
+    x, y = inputs["x"], inputs["y"]
+    network = networks.NETWORKS[library](**inputs)
+    network.epoch(shuffle=False)
+    before = cases.training_loss(x, y, inputs["weights"])
+    expected = cases.training_loss(x, y, cases.train(**inputs))
+    found = cases.training_loss(x, y, network.weights())
+    assert expected < before, f"{what}: the loss does not fall from {before}"
+    assert abs(found - expected) <= tolerance * expected, f"{what}: loss {found}, expected {expected}"

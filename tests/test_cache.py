@@ -1,0 +1,259 @@
+"""What importing costs, and the cache of compiled kernels: each test in fresh processes with a cache of its own."""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fastnn
+
+PACKAGE = Path(fastnn.__file__).parent
+PRELUDE = """
+import json, sys, time, warnings
+import numpy as np
+"""
+FIT = """
+import fastnn
+rng = np.random.default_rng(0)
+x, y = rng.random((256, 784), dtype="float32"), rng.integers(0, 10, 256)
+model = fastnn.Sequential(
+    [fastnn.layers.Input((784,)), fastnn.layers.Dense(256, "relu"), fastnn.layers.Dense(10, "softmax")], seed=1
+)
+model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+start = time.perf_counter()
+history = model.fit(x, y, verbose=0)
+seconds = time.perf_counter() - start
+"""
+RELU = """
+import fastnn
+x = np.array([-1, 2, -3, 4], "float32")
+found = fastnn.relu(x).tolist()
+"""
+
+
+def start(code, cache, *, package=PACKAGE, **environment):
+    """A process that runs the code and ends with a line of JSON."""
+    given = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "FASTNN_"))}
+    # Python's own cache takes a source of the same size and second for the same source; edits here are that quick.
+    given |= {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1", "FASTNN_CACHE_DIR": str(cache)}
+    given |= environment
+    given = {name: value for name, value in given.items() if value is not None}
+    command = [sys.executable, "-c", PRELUDE + code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=given, cwd=package.parent, **pipes)  # where `-c` imports from first
+
+
+def finish(process):
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    return json.loads(out.splitlines()[-1])
+
+
+def run(code, cache, **environment):
+    return finish(start(code, cache, **environment))
+
+
+def objects(cache):
+    return sorted(path for path in Path(cache).rglob("*") if path.is_file())
+
+
+# --- importing ------------------------------------------------------------------------------------------------------
+
+
+def test_import_compiles_nothing(tmp_path):
+    names = run("import fastnn; fastnn.Sequential; fastnn.matmul; print(json.dumps(list(sys.modules)))", tmp_path / "c")
+    assert not {"numba", "sklearn", "matplotlib", "torch", "jax"} & set(names)
+    assert not (tmp_path / "c").exists()
+
+
+def test_import_time(tmp_path):
+    """At most 0.1 s more than importing numba, in the median of fresh processes that take turns."""
+    seconds = {"fastnn": [], "numba": []}
+    for _ in range(7):
+        for name, found in seconds.items():
+            use = "; fastnn.Sequential; fastnn.matmul" if name == "fastnn" else ""
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-c", f"import {name}{use}"], check=True, cwd=PACKAGE.parent)
+            found.append(time.perf_counter() - begin)
+    assert statistics.median(seconds["fastnn"]) <= statistics.median(seconds["numba"]) + 0.1
+
+
+# --- filling it -----------------------------------------------------------------------------------------------------
+
+
+def test_first_fit_cold_and_warm(tmp_path):
+    report = "print(json.dumps([seconds, 'numba' in sys.modules, history.history['loss']]))"
+    cold, with_numba, loss = run(FIT + report, tmp_path)
+    assert with_numba
+    assert cold <= 15
+    files = {path: path.read_bytes() for path in objects(tmp_path)}
+    assert files
+    assert {path.suffix for path in files} == {".o"}
+    warm = [run(FIT + report, tmp_path) for _ in range(3)]
+    assert all(found[1:] == [False, loss] for found in warm), "numba is not needed, the numbers are the same"
+    assert statistics.median(found[0] for found in warm) <= 0.5
+    assert {path: path.read_bytes() for path in objects(tmp_path)} == files
+
+
+def test_four_processes_fill_it_at_once(tmp_path):
+    code = """
+import fastnn
+a = np.arange(12, dtype="float32").reshape(3, 4)
+found = [fastnn.matmul(a, a.T).tolist(), fastnn.relu(a - 5).tolist(), fastnn.softmax(a * 0).tolist()]
+print(json.dumps(found))
+"""
+    found = [finish(process) for process in [start(code, tmp_path) for _ in range(4)]]
+    assert found[0][0] == [[14, 38, 62], [38, 126, 214], [62, 214, 366]]
+    assert found[0][1][2] == [3, 4, 5, 6]
+    assert all(f == found[0] for f in found)
+    assert {path.suffix for path in objects(tmp_path)} == {".o"}, "no temporary file is left"
+    assert run(code, tmp_path) == found[0]
+
+
+def test_default_place(tmp_path):
+    """Without FASTNN_CACHE_DIR it is the user's cache directory."""
+    if sys.platform != "linux":
+        pytest.skip("XDG_CACHE_HOME names it on Linux")
+    run(RELU + "print(json.dumps(found))", None, FASTNN_CACHE_DIR=None, XDG_CACHE_HOME=str(tmp_path))
+    assert [path.name for path in objects(tmp_path / "fastnn" / "kernels")] == ["activations.relu_map-float32.o"]
+
+
+# --- where it cannot be used ----------------------------------------------------------------------------------------
+
+
+def test_unwritable_cache(tmp_path):
+    """One warning, and the work is done.  (A directory below a file cannot be made even by root.)"""
+    (tmp_path / "file").write_text("not a directory")
+    code = """
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import fastnn
+    found = [fastnn.relu(np.array([-1.0, 2.0])).tolist(), fastnn.tanh(np.zeros(3, "f4")).tolist()]
+    model = fastnn.Sequential([fastnn.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    loss = model.fit(np.ones((8, 2)), np.ones(8), epochs=20, verbose=0).history["loss"]
+print(json.dumps([found, loss, [(w.category.__name__, str(w.message)) for w in caught]]))
+"""
+    found, loss, caught = run(code, tmp_path / "file" / "below")
+    assert found == [[0, 2], [0, 0, 0]]
+    assert loss[-1] < loss[0]
+    assert [category for category, _ in caught] == ["RuntimeWarning"]
+    assert str(tmp_path / "file" / "below") in caught[0][1]
+    assert "FASTNN_CACHE_DIR" in caught[0][1]
+
+
+def test_cache_that_disappears(tmp_path):
+    """Somebody cleans up while the process runs: kernels are compiled, and kept only in memory if need be."""
+    code = """
+import shutil
+import fastnn
+fastnn.relu(np.zeros(3, "f4"))
+shutil.rmtree(CACHE)
+print(json.dumps(fastnn.relu(np.array([-1.0, 2.0])).tolist()))
+""".replace("CACHE", repr(str(tmp_path / "cache")))
+    assert run(code, tmp_path / "cache") == [0, 2]
+
+
+def test_cache_that_fills_up(tmp_path):
+    """No room for another file: as above."""
+    code = """
+import fastnn, tempfile
+from fastnn.cpu import loader
+loader.cache_folder()
+def full(*arguments, **keywords):
+    raise OSError(28, "No space left on device")
+tempfile.NamedTemporaryFile = full
+print(json.dumps(fastnn.relu(np.array([-1.0, 2.0])).tolist()))
+"""
+    assert run(code, tmp_path) == [0, 2]
+
+
+def truncate(data):
+    return data[: len(data) // 2]
+
+
+def flip_a_bit(data):
+    at = len(data) // 3
+    return data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :]
+
+
+def flip_a_bit_of_the_digest(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    "damage", [truncate, flip_a_bit, flip_a_bit_of_the_digest, lambda data: b"", lambda data: bytes(len(data))]
+)
+def test_damaged_files_are_compiled_again(damage, tmp_path):
+    code = RELU + "print(json.dumps([found, 'numba' in sys.modules]))"
+    assert run(code, tmp_path) == [[0, 2, 0, 4], True]
+    (path,) = objects(tmp_path)
+    sound = path.read_bytes()
+    path.write_bytes(damage(sound))
+    assert run(code, tmp_path) == [[0, 2, 0, 4], True]
+    assert objects(tmp_path) == [path]
+    assert run(code, tmp_path) == [[0, 2, 0, 4], False], "repaired"
+
+
+# --- what names it --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the package that may be edited."""
+    return Path(shutil.copytree(PACKAGE, tmp_path / "copy" / "fastnn", ignore=shutil.ignore_patterns("*.pyc")))
+
+
+def test_every_kernel_source_is_in_the_fingerprint(copy, tmp_path):
+    code = f"""
+from pathlib import Path
+from fastnn.cpu import loader
+print_of = loader.fingerprint.__wrapped__
+package = Path(loader.__file__).parent
+assert package == Path({str(copy / "cpu")!r}), "only the copy may be edited"
+found = {{"": print_of()}}
+for source in [*package.rglob("*.py"), package.parent / "records.py"]:
+    text = source.read_bytes()
+    source.write_bytes(text + b"# edited")
+    found[str(source.relative_to(package.parent))] = print_of()
+    source.write_bytes(text)
+found["again"] = print_of()
+print(json.dumps(found))
+"""
+    found = run(code, tmp_path, package=copy)
+    assert found.pop("again") == found[""]
+    assert len(set(found.values())) == len(found)
+    assert {"cpu/vmath.py", "cpu/share.py", "cpu/simd/tiles.py", "records.py"} <= {Path(f).as_posix() for f in found}
+
+
+def test_the_fingerprint_is_the_cpu_s_too(tmp_path):
+    code = "from fastnn.cpu import loader; print(json.dumps(loader.fingerprint()))"
+    machines = [
+        {},
+        {"NUMBA_CPU_NAME": "generic"},
+        {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+sse4.2"},
+        {"NUMBA_CPU_NAME": "haswell"},
+        {"NUMBA_OPT": "1"},
+    ]
+    found = [run(code, tmp_path, **environment) for environment in machines]
+    assert len(set(found)) == len(machines)
+    assert run(code, tmp_path) == found[0]
+
+
+def test_an_edited_helper_is_never_served_stale(copy, tmp_path):
+    """The kernel `relu_map` calls the helper `relu`, which is another function, with a source of its own."""
+    code = RELU + "print(json.dumps(found))"
+    assert run(code, tmp_path, package=copy) == [0, 2, 0, 4]
+    source = copy / "cpu" / "activations.py"
+    text = source.read_text()
+    assert text.count("return select(x < 0.0, 0.0, x)\n") == 1
+    source.write_text(text.replace("return select(x < 0.0, 0.0, x)\n", "return select(x < 0.0, 0.5, x)\n"))
+    assert run(code, tmp_path, package=copy) == [0.5, 2, 0.5, 4]
+    source.write_text(text)
+    assert run(code, tmp_path, package=copy) == [0, 2, 0, 4]

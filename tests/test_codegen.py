@@ -1,0 +1,259 @@
+"""The machine code of the kernels, for the CPUs that fastnn is made for, whichever this one is.
+
+x86-64 code is asked for with Numba's settings; for aarch64 the vectors are 128 bits wide and LLVM's aarch64 code
+generator is given the same intermediate code.  What this CPU can execute is also run, in processes of its own.
+"""
+
+import base64
+import functools
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import pytest
+
+from fastnn.cpu import loader, target
+
+HERE = Path(__file__).parent
+DTYPES = ("float32", "float64")
+AVX2 = "+sse4.2,+avx,+avx2,+fma"
+AVX512 = AVX2 + ",+avx512f,+avx512vl,+avx512dq,+avx512bw,+avx512cd"
+X86 = {  # NUMBA_CPU_NAME, NUMBA_CPU_FEATURES
+    "avx512": ("skylake-avx512", AVX512),
+    "avx2": ("haswell", AVX2),
+    "generic": ("generic", ""),
+}
+TARGETS = [*X86, "aarch64"]
+TILE = {"avx512": (14, 2), "avx2": (6, 2), "generic": (6, 2), "aarch64": (12, 2)}  # MR, NV
+x86 = platform.machine().lower() in ("x86_64", "amd64")
+
+PROBE = """
+import base64, importlib, json, pkgutil, sys
+from fastnn.cpu import target
+
+cpu = target.host()
+if sys.argv[1] == "aarch64":
+    import llvmlite.binding as llvm
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    cpu = target.Target("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon,+fp-armv8", 128, 32)
+    # Numba itself must be able to compile what it is given, so its triple stays; only the vectors are aarch64's.
+    lean = target.Target(target.host().triple, "generic", "", 128, 32)
+    target.host = lambda: lean
+
+from fastnn import cpu as package
+from fastnn.cpu import blocking, jit, loader
+
+X86_PAUSE, PAUSE = "@llvm.x86.sse2.pause()", "@llvm.aarch64.hint(i32"
+
+
+def ir(kernel, dtype):
+    code, *rest = jit.to_llvm(kernel, dtype)
+    if sys.argv[1] == "aarch64":  # what simd's `pause` emits on such a machine
+        code = code.replace(f"call void {X86_PAUSE}", f"call void {PAUSE} 1)")
+        code = code.replace(f"declare void {X86_PAUSE}", f"declare void {PAUSE})")
+    return code, *rest
+
+
+found = {"mr": blocking.MR, "nv": blocking.NV, "bits": target.host().simd_bits, "objects": {}, "gemm": {}}
+for entry in pkgutil.iter_modules(package.__path__):
+    module = importlib.import_module(f"fastnn.cpu.{entry.name}")
+    for name, kernel in vars(module).items():
+        if not isinstance(kernel, jit.Kernel):
+            continue
+        # The portable code and aarch64's in both dtypes; of the others, float32 and the product.
+        both = sys.argv[1] in ("generic", "aarch64") or name == "gemm"
+        for dtype in ("float32", "float64") if both else ("float32",):
+            code = ir(kernel, dtype)
+            data = loader.emit(*code, symbol="exported", cpu=cpu)
+            found["objects"][f"{entry.name}.{name}-{dtype}"] = base64.b64encode(data).decode()
+            if (entry.name, name) == ("gemm", "gemm"):
+                found["gemm"][dtype] = loader.assembly(*code, symbol="exported", cpu=cpu)
+print(json.dumps(found))
+"""
+
+
+def environment(name):
+    given = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CPU")}
+    given["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), given.get("PYTHONPATH", "")])
+    if name in X86:
+        given["NUMBA_CPU_NAME"], given["NUMBA_CPU_FEATURES"] = X86[name]
+    return given
+
+
+@functools.cache
+def probe(name):
+    """All kernels' object files and the product's assembly for one target, made in a process of its own."""
+    if name in X86 and not x86:
+        pytest.skip("Numba's settings choose among the CPUs of this architecture")
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, name], env=environment(name), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+# --- reading assembly and object files ------------------------------------------------------------------------------
+
+JUMP = re.compile(r"(?:j[a-z]+|b\.[a-z]+|b|cbn?z\s+\w+,|tbn?z\s+\w+,\s*#\d+,)\s+(\.?L\w+)")
+
+
+def inner_loops(assembly):
+    """Bodies of the loops of one block: from a label to a jump back to it, with no label between."""
+    label, body, found = None, [], []
+    for line in assembly.splitlines():
+        text = re.split(r"##?|//", line)[0] if not re.search(r"#\d", line) else line
+        text = text.strip()
+        if start := re.match(r"(\.?L\w+):", text):
+            label, body = start[1], []
+        elif text and not text.startswith("."):
+            body.append(text)
+            jump = JUMP.fullmatch(text)
+            if jump and jump[1] == label:
+                found.append(body)
+    return found
+
+
+def multiplies(body, pattern):
+    return sum(bool(re.match(pattern, line)) for line in body)
+
+
+FUSED = {
+    ("avx512", "float32"): (r"vfmadd\d+ps\b.*%zmm", r"%zmm"),
+    ("avx512", "float64"): (r"vfmadd\d+pd\b.*%zmm", r"%zmm"),
+    ("avx2", "float32"): (r"vfmadd\d+ps\b.*%ymm", r"%ymm"),
+    ("avx2", "float64"): (r"vfmadd\d+pd\b.*%ymm", r"%ymm"),
+    ("generic", "float32"): (r"mulps\b.*%xmm", r"%xmm"),
+    ("generic", "float64"): (r"mulpd\b.*%xmm", r"%xmm"),
+    ("aarch64", "float32"): (r"fmla\s+v\d+\.4s", r"\b[vq]\d+"),
+    ("aarch64", "float64"): (r"fmla\s+v\d+\.2d", r"\b[vq]\d+"),
+}
+STACK = {"aarch64": r"\[sp\b|\[x29\b"}
+
+
+def spills(body, name, register):
+    """Instructions that move vectors to or from the stack (%rbp is a register like others)."""
+    stack = STACK.get(name, r"\(%rsp\b")
+    return [line for line in body if re.search(stack, line) and re.search(register, line)]
+
+
+def undefined(data):
+    """Names that an ELF64 object file needs from elsewhere."""
+
+    def number(at, size):
+        return int.from_bytes(data[at : at + size], "little")
+
+    assert data[:6] == b"\x7fELF\x02\x01"
+    table, size, count = number(0x28, 8), number(0x3A, 2), number(0x3C, 2)
+    sections = [table + i * size for i in range(count)]
+    names = set()
+    for section in sections:
+        if number(section + 4, 4) != 2:  # SHT_SYMTAB
+            continue
+        first, length = number(section + 24, 8), number(section + 32, 8)
+        strings = number(sections[number(section + 40, 4)] + 24, 8)
+        for symbol in range(first + 24, first + length, 24):  # the first one is null
+            if number(symbol + 6, 2) == 0:  # SHN_UNDEF
+                at = strings + number(symbol, 4)
+                names.add(data[at : data.index(b"\0", at)].decode())
+    return names
+
+
+# --- the product ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", TARGETS)
+def test_micro_kernel(name, dtype):
+    """A loop of MR x NV multiply-adds on whole registers, all of the tile in registers."""
+    found = probe(name)
+    mr, nv = TILE[name]
+    assert (found["mr"], found["nv"]) == (mr, nv)
+    pattern, register = FUSED[name, dtype]
+    loops = [body for body in inner_loops(found["gemm"][dtype]) if multiplies(body, pattern)]
+    counts = [multiplies(body, pattern) for body in loops]
+    assert any(count % (mr * nv) == 0 for count in counts), counts
+    assert max(counts) >= mr * nv
+    for body in loops:
+        assert spills(body, name, register) == []
+    if name == "generic":  # no fused multiply-add there: as many additions
+        adds = [multiplies(body, pattern.replace("mul", "add")) for body in loops]
+        assert adds == counts
+        assert "fmadd" not in found["gemm"][dtype]
+
+
+def test_the_readers_see_what_they_should():
+    """A loop with a spill, one without, and a function that calls expf."""
+    bad = ".LBB0_1:\n\tvmovups\t-64(%rsp), %zmm1\n\tvfmadd231ps\t%zmm1, %zmm2, %zmm3\n\tjne\t.LBB0_1\n"
+    (body,) = inner_loops("f:\n" + bad + "\tretq\n")
+    assert multiplies(body, FUSED["avx512", "float32"][0]) == 1
+    assert spills(body, "avx512", "%zmm") == ["vmovups\t-64(%rsp), %zmm1"]
+    assert inner_loops(bad.replace("jne\t.LBB0_1", "jne\t.LBB0_2")) == []
+    arm = ".LBB0_1:\n\tldr\tq1, [sp, #16]\n\tfmla\tv3.4s, v1.4s, v2.s[0]\n\tb.ne\t.LBB0_1\n"
+    (body,) = inner_loops(arm)
+    assert multiplies(body, FUSED["aarch64", "float32"][0]) == 1
+    assert len(spills(body, "aarch64", FUSED["aarch64", "float32"][1])) == 1
+
+    code = "declare float @expf(float)\ndefine i32 @f(ptr %a, ptr %b, ptr %c) {\n"
+    code += "%x = load float, ptr %c\n%y = call float @expf(float %x)\nstore float %y, ptr %c\nret i32 0\n}"
+    cpu = target.host()
+    if "linux" in llvm.get_process_triple():
+        assert undefined(loader.emit(code, "f", ["ptr"], symbol="exported", cpu=cpu)) == {"expf"}
+
+
+# --- every kernel ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+@pytest.mark.parametrize("name", TARGETS)
+def test_kernels_call_nothing(name):
+    """No libm, no memcpy, no malloc, nothing of Python: an object file needs no symbol of anybody else."""
+    objects = probe(name)["objects"]
+    assert len(objects) > 55
+    needs = {kernel: undefined(base64.b64decode(data)) for kernel, data in objects.items()}
+    assert {kernel: names for kernel, names in needs.items() if names} == {}
+
+
+# --- running it -----------------------------------------------------------------------------------------------------
+
+NUMERIC = [  # tests that compare kernels with the reference, and whole training steps
+    "test_gemm.py::test_edges",
+    "test_gemm.py::test_one_row",
+    "test_gemm.py::test_shares_cover_the_product",
+    "test_kernels.py::test_gather",
+    "test_kernels.py::test_losses",
+    "test_kernels.py::test_flat_updates",
+    "test_kernels.py::test_updates_of_a_tile",
+    "test_vmath.py::test_float32",
+    "test_vmath.py::test_special_values",
+    "test_plan.py::test_padding_stays_zero",
+    "test_gradients.py::test_every_activation_and_loss",
+]
+
+
+def can_run(name):
+    """Whether this CPU has the features."""
+    have = llvm.get_host_cpu_features()
+    return all(have.get(feature.lstrip("+")) for feature in X86[name][1].split(",") if feature)
+
+
+@pytest.mark.parametrize("name", X86)
+def test_numbers_are_right_on(name, tmp_path):
+    if not x86 or not can_run(name):
+        pytest.skip(f"this CPU cannot run {name} code")
+    if name == "avx512" and target.host().simd_bits == 512:
+        pytest.skip("all other tests run it")
+    given = environment(name) | {"FASTNN_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(str(HERE / t) for t in NUMERIC)]
+    done = subprocess.run(command, env=given, cwd=HERE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert re.search(r"\d{2,} passed", done.stdout)
+    width = "from fastnn.cpu import target; print(target.host().simd_bits)"
+    bits = subprocess.run([sys.executable, "-c", width], env=given, capture_output=True, text=True, check=True).stdout
+    assert int(bits) == {"avx512": 512, "avx2": 256, "generic": 128}[name]
