@@ -26,6 +26,7 @@ This module knows nothing of Numba: `fastnn.cpu.simd` gives kernels typed access
 """
 
 import struct
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class Record:
             }
         )
 
-    def pack_into(self, buffer: bytearray | memoryview, slot: int, values: dict[str, int | float]) -> None:
+    def pack_into(self, buffer: bytearray | memoryview, slot: int, values: Mapping[str, int | float]) -> None:
         """Write a record into `slot` of a table; fields without a value become 0."""
         if not values.keys() <= self.fields.keys():
             raise KeyError(f"record {self.name} has no field {sorted(values.keys() - self.fields.keys())}")
@@ -174,15 +175,15 @@ DROPOUT = Record(
 DIRECT = Record(  # a small product of NumPy arrays (fastnn.cpu.direct)
     "direct",
     descr="int",  # address of the dtype object that the arrays must have
+    size="int",  # bytes of an element
     gemm="int",  # addresses of the records to fill in and run: the product, its epilogue, the run
     forward="int",
     run="int",
-    gemv_rows="int",  # addresses of kernels
-    gemv_columns="int",
-    tiles="int",
-    scratch="int",
-    kc="int",  # the largest k, and the largest m * n * k, that are computed here
-    most="int",
+    tiled="int",  # addresses of the kernels gemm, gemv_rows and gemv_columns
+    rows="int",
+    columns="int",
+    most="int",  # the largest m * n * k, and the largest k, that are computed here
+    kc="int",
 )
 
 # --- what the threads of one run share --------------------------------------------------------------------------

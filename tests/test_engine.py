@@ -62,7 +62,7 @@ def test_more_threads_than_cpus(threads):
     fit(many)  # 64 steps, about 12 barriers each
     seconds = time.perf_counter() - start
     assert_same(alone.get_weights(), many.get_weights())
-    assert seconds < 20
+    assert seconds < 5  # 0.3 here; 14 with threads that spin instead of yielding
 
 
 @pytest.mark.usefixtures("small_steps_in_teams")

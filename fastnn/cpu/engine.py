@@ -12,7 +12,17 @@ The counters in ``run.team`` (int64, a cache line apart):
 """
 
 from fastnn.cpu.jit import device, main
-from fastnn.cpu.simd import call, call_kernel, fetch_add, load_acquire, pause, record_at, store_release
+from fastnn.cpu.simd import (
+    call,
+    call_kernel,
+    fetch_add,
+    flush_subnormals,
+    load_acquire,
+    pause,
+    record_at,
+    restore_mode,
+    store_release,
+)
 from fastnn.records import SLOT
 
 ARRIVED, PASSED, STOPPED = 0, 8, 16
@@ -41,7 +51,12 @@ def barrier(run):
 
 @main
 def engine(run, thread):
-    """Run steps [first, stop) of a plan, or until ``run.halt`` is set."""
+    """Run steps [first, stop) of a plan, or until ``run.halt`` is set.
+
+    Subnormal numbers count as 0 meanwhile: Adam's first moment of a weight that is never used decays into them, and
+    each operation on one costs the CPU over a hundred cycles (MNIST, after one epoch: 700 us a step instead of 330).
+    """
+    mode = flush_subnormals()
     for step in range(run.first, run.stop):
         short = step == run.short_step
         table = run.short_table if short else run.table
@@ -59,3 +74,4 @@ def engine(run, thread):
         if thread == 0:
             store_release(run.done, 0, step + 1 - run.first)
             store_release(run.team, STOPPED + (step + 1) % 2, load_acquire(run.halt, 0))
+    restore_mode(mode)

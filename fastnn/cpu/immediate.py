@@ -11,10 +11,12 @@ from collections.abc import Callable
 import numpy as np
 
 from fastnn.cpu import blocking, loader, team
-from fastnn.cpu.memory import address, allocate
-from fastnn.records import FORWARD, GEMM, RUN, SLOT, Record
+from fastnn.cpu.memory import TRUSTED, address, allocate
+from fastnn.records import DIRECT, FORWARD, GEMM, RUN, SLOT, Record
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t)
+# Small products keep the interpreter's lock: they take less time than giving it away and getting it back may.
+ENTRY = ctypes.PYFUNCTYPE(ctypes.c_ssize_t, ctypes.c_void_p, *[ctypes.c_ssize_t] * 4)
 TOGETHER = 2e7  # operations above which a team is worth waking (about 50 us, in which one core does 5e6 multiply-adds)
 
 
@@ -29,12 +31,12 @@ class _Memory(threading.local):
     """What one thread reuses from call to call."""
 
     def __init__(self) -> None:
-        self.records = bytearray(SLOT)
+        self.records = bytearray(2 * SLOT)
         self.op = ctypes.addressof(ctypes.c_char.from_buffer(self.records))
         self.rate = np.zeros(1)
         self._run = bytearray(SLOT)
         self.run = ctypes.addressof(ctypes.c_char.from_buffer(self._run))
-        self.products: dict[tuple, Product] = {}
+        self.products: dict[tuple, Direct] = {}
         self.threads = 0
         self.set_threads(1)
 
@@ -53,51 +55,7 @@ def run(name: str, dtype: str, record: Record, values: dict, *, work: float, thr
     memory = _memory
     record.pack_into(memory.records, 0, values)
     memory.rate[0] = rate
-    _call(function(name, dtype)[1], memory, memory.op, threads if work >= TOGETHER else 1)
-
-
-class Product:
-    """The records of one product: all but the addresses of its operands, so that a repeated shape costs little."""
-
-    def __init__(
-        self,
-        m: int,
-        k: int,
-        n: int,
-        a: tuple,
-        b: tuple,
-        c: tuple,
-        size: int,
-        activation: str,
-        alpha: float,
-        threads: int,
-    ) -> None:
-        dtype = "float32" if size == 4 else "float64"
-        a_row, a_col, b_row, b_col, c_row, c_col = (stride // size for stride in (*a, *b, *c))
-        cut = blocking.blocks(m, n, k, dtype)
-        stride = blocking.scratch(dtype, **cut)
-        self.threads = threads if 2.0 * m * n * k >= TOGETHER else 1
-        self.scratch = allocate(stride * self.threads, dtype)
-        self.kernel = function(blocking.product(m, b_row, b_col, a_col), dtype)[1]
-        self._records = bytearray(2 * SLOT)
-        self.op = ctypes.addressof(ctypes.c_char.from_buffer(self._records))
-        gemm = {"m": m, "n": n, "k": k, "a_row": a_row, "a_col": a_col, "b_row": b_row, "b_col": b_col, **cut}
-        gemm |= {"pack": blocking.pack(m, b_col), "scratch": address(self.scratch), "scratch_stride": stride}
-        GEMM.pack_into(self._records, 0, {"epilogue": self.op + SLOT, **gemm})
-        epilogue = function(f"activations.{activation}_forward", dtype)[0]
-        FORWARD.pack_into(self._records, 1, {"kernel": epilogue, "c_row": c_row, "c_col": c_col, "alpha": alpha})
-        self._words = memoryview(self._records).cast("q")
-
-    def bind(self, a: int, b: int, c: int, bias: int) -> None:
-        """Set the addresses of the operands."""
-        words = self._words
-        words[A], words[B], words[C], words[BIAS] = a, b, c, bias
-
-
-# Positions of the operands' fields, in words of the two records.
-A, B = GEMM.offsets["a"] // 8, GEMM.offsets["b"] // 8
-C, BIAS = (SLOT + FORWARD.offsets["c"]) // 8, (SLOT + FORWARD.offsets["bias"]) // 8
-KEPT = 64  # products a thread keeps
+    _call(function(name, dtype)[1], memory, threads if work >= TOGETHER else 1)
 
 
 def gemm(
@@ -105,20 +63,63 @@ def gemm(
 ) -> None:
     """``out = activation(a @ b + bias)`` for matrices with any strides of whole elements."""
     memory = _memory
+    dtype, size = out.dtype.name, out.itemsize
     (m, k), n = a.shape, b.shape[1]
-    key = (m, k, n, a.strides, b.strides, out.strides, out.itemsize, activation, alpha, threads)
-    product = memory.products.get(key)
-    if product is None:
-        if len(memory.products) >= KEPT:
-            memory.products.clear()
-        product = memory.products[key] = Product(*key)
-    product.bind(address(a), address(b), address(out), 0 if bias is None else address(bias))
-    _call(product.kernel, memory, product.op, product.threads)
+    a_row, a_col, b_row, b_col, c_row, c_col = (s // size for s in (*a.strides, *b.strides, *out.strides))
+    if 2.0 * m * n * k < TOGETHER:
+        threads = 1
+    cut = blocking.blocks(m, n, k, dtype)
+    stride = blocking.scratch(dtype, **cut)
+    scratch = allocate(stride * threads, dtype)
+    epilogue = function(f"activations.{activation}_forward", dtype)[0]
+    values = {"a": address(a), "b": address(b), "m": m, "n": n, "k": k, "epilogue": memory.op + SLOT, **cut}
+    values |= {"a_row": a_row, "a_col": a_col, "b_row": b_row, "b_col": b_col, "pack": blocking.pack(m, b_col)}
+    values |= {"scratch": address(scratch), "scratch_stride": stride}
+    GEMM.pack_into(memory.records, 0, values)
+    values = {"kernel": epilogue, "c": address(out), "c_row": c_row, "c_col": c_col, "alpha": alpha}
+    values["bias"] = 0 if bias is None else address(bias)
+    FORWARD.pack_into(memory.records, 1, values)
+    _call(function(blocking.product(m, b_row, b_col, a_col), dtype)[1], memory, threads)
 
 
-def _call(kernel: Callable, memory: _Memory, op: int, threads: int) -> None:
+class Direct:
+    """The records of `fastnn.cpu.direct.product` for one dtype and activation."""
+
+    def __init__(self, dtype: np.dtype, activation: str, alpha: float) -> None:
+        name = dtype.name
+        kc = blocking.depth(name, 1 << 20)
+        stride = blocking.scratch(name, kc=kc, rows=8 * blocking.MR, panels=1)
+        self._scratch = allocate(stride, name)
+        self._records = bytearray(4 * SLOT)
+        op = ctypes.addressof(ctypes.c_char.from_buffer(self._records))
+        gemm, forward, run = (op + SLOT * i for i in (1, 2, 3))
+        kernels = {
+            field: function(f"{kernel}", name)[0]
+            for field, kernel in (("tiled", "gemm.gemm"), ("rows", "gemv.gemv_rows"), ("columns", "gemv.gemv_columns"))
+        }
+        limits = {"most": int(TOGETHER / 2) if TRUSTED else 0, "kc": kc}
+        links = {"descr": id(dtype), "size": dtype.itemsize, "gemm": gemm, "forward": forward, "run": run}
+        DIRECT.pack_into(self._records, 0, {**links, **kernels, **limits})
+        scratch = {"scratch": address(self._scratch), "scratch_stride": stride, "panels": 1, "epilogue": forward}
+        GEMM.pack_into(self._records, 1, scratch)
+        epilogue = function(f"activations.{activation}_forward", name)[0]
+        FORWARD.pack_into(self._records, 2, {"kernel": epilogue, "alpha": alpha})
+        RUN.pack_into(self._records, 3, {"threads": 1})
+        self.call = functools.partial(ENTRY(loader.address("direct.product", name)), op)
+
+
+def direct(dtype: np.dtype, activation: str = "linear", alpha: float = 0.0) -> Callable[[int, int, int, int], int]:
+    """``f(id(a), id(b), id(out), id(bias) or 0)``, which computes a small product and returns 0, or declines."""
+    key = (dtype, activation, alpha)
+    found = _memory.products.get(key)
+    if found is None:
+        found = _memory.products[key] = Direct(*key)
+    return found.call
+
+
+def _call(kernel: Callable, memory: _Memory, threads: int) -> None:
     memory.set_threads(threads)
-    run = memory.run
+    op, run = memory.op, memory.run
     if threads == 1:
         kernel(op, run, 0, 0)
         return

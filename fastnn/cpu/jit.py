@@ -77,8 +77,8 @@ def to_llvm(kernel: Kernel, dtype: str) -> tuple[str, str, list[str], str]:
     Returns
     -------
     tuple
-        The IR, the name of the function in it, the LLVM types of its arguments (Numba's own two come before them) and of
-        its result.
+        The IR, the name of the function in it, and the LLVM types of its arguments (Numba's own two come before them)
+        and of its result.
     """
     arguments = kernel.arguments(dtype)
     result = types.intp if kernel.kind == "entry" else types.void

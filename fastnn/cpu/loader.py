@@ -63,13 +63,17 @@ def compile_object(name: str, dtype: str) -> bytes:
     return emit(*jit.to_llvm(kernel, dtype), symbol=f"{name}-{dtype}")
 
 
-def emit(ir: str, function: str, arguments: list[str], result: str, *, symbol: str, cpu: target.Target | None = None) -> bytes:
+def emit(
+    ir: str, function: str, arguments: list[str], result: str, *, symbol: str, cpu: target.Target | None = None
+) -> bytes:
     """Compile Numba's IR to an object file that exports one C function, `symbol`, and needs nothing of Python."""
     machine = target_machine(cpu or target.host())
     return machine.emit_object(_lower(ir, function, arguments, result, symbol, machine))
 
 
-def assembly(ir: str, function: str, arguments: list[str], result: str, *, symbol: str, cpu: target.Target | None = None) -> str:
+def assembly(
+    ir: str, function: str, arguments: list[str], result: str, *, symbol: str, cpu: target.Target | None = None
+) -> str:
     """As `emit`, but readable."""
     machine = target_machine(cpu or target.host())
     return machine.emit_assembly(_lower(ir, function, arguments, result, symbol, machine))

@@ -7,8 +7,8 @@ FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 def floats(value: object, name: str) -> np.ndarray:
     """`value` as an aligned array of float32 or float64 in native byte order."""
-    if type(value) is np.ndarray and value.flags.carray and (value.dtype is FLOAT32 or value.dtype is FLOAT64):
-        return value  # the usual case, at once
+    if type(value) is np.ndarray and value.flags.aligned and (value.dtype is FLOAT32 or value.dtype is FLOAT64):
+        return value  # the usual case, at once; aligned means that strides are whole elements, too
     array = np.asarray(value)
     if array.dtype.kind not in "biu" and array.dtype.name not in ("float32", "float64"):
         raise TypeError(f"{name} must be an array of float32, float64, integers or bools, got dtype {array.dtype}")

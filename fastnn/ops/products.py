@@ -5,8 +5,10 @@ import numpy as np
 from fastnn import activations
 from fastnn.cpu import immediate
 from fastnn.ops.activations import softmax
-from fastnn.ops.arrays import check_out, common, floats
+from fastnn.ops.arrays import FLOAT32, FLOAT64, check_out, common, floats
 from fastnn.threads import get_num_threads
+
+KERNELS = (FLOAT32, FLOAT64)  # dtypes that are computed as they are
 
 
 def matmul(a: object, b: object, out: np.ndarray | None = None) -> np.ndarray:
@@ -41,6 +43,10 @@ def matmul(a: object, b: object, out: np.ndarray | None = None) -> np.ndarray:
     array([[1., 2.],
            [3., 4.]])
     """
+    if type(a) is np.ndarray and type(b) is np.ndarray and a.ndim == 2 and b.ndim == 2 and a.dtype in KERNELS:
+        result = np.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out
+        if type(result) is np.ndarray and immediate.direct(a.dtype)(id(a), id(b), id(result), 0) == 0:
+            return result
     x, w = common(floats(a, "a"), floats(b, "b"))
     if not 1 <= x.ndim <= 2 or not 1 <= w.ndim <= 2:
         raise ValueError(f"matmul takes arrays of one or two dimensions, got shapes {x.shape} and {w.shape}")
@@ -105,6 +111,13 @@ def dense(
     array([[1.5, 0. ]])
     """
     function = activations.get(activation)
+    if type(x) is np.ndarray and type(w) is np.ndarray and x.ndim == 2 and w.ndim == 2 and x.dtype in KERNELS:
+        result = np.empty((x.shape[0], w.shape[1]), x.dtype) if out is None else out
+        simple = type(result) is np.ndarray and (b is None or type(b) is np.ndarray) and function.name != "softmax"
+        if simple:
+            run = immediate.direct(x.dtype, function.name, function.alpha)
+            if run(id(x), id(w), id(result), 0 if b is None else id(b)) == 0:
+                return result
     rows, cols = common(floats(x, "x"), floats(w, "w"))
     if rows.ndim != 2 or cols.ndim != 2 or rows.shape[1] != cols.shape[0]:
         raise ValueError(f"dense takes x of shape (n, k) and w of shape (k, units), got {rows.shape} and {cols.shape}")

@@ -37,10 +37,11 @@ from fastnn.cpu.simd.engine import (
     call_epilogue,
     call_kernel,
     fetch_add,
+    flush_subnormals,
     load_acquire,
     pause,
     record_at,
-    record_like,
+    restore_mode,
     store_release,
 )
 from fastnn.cpu.simd.memory import (
@@ -59,6 +60,7 @@ from fastnn.cpu.simd.references import (
     ANY_REF,
     RUN_REF,
     RecordRef,
+    reference,
 )
 from fastnn.cpu.simd.tiles import (
     load_tile,
@@ -90,6 +92,7 @@ __all__ = [
     "fetch_add",
     "first_lane",
     "first_lanes",
+    "flush_subnormals",
     "is_null",
     "keep_first",
     "lanes",
@@ -106,7 +109,8 @@ __all__ = [
     "polynomial",
     "rank1",
     "record_at",
-    "record_like",
+    "reference",
+    "restore_mode",
     "scalar_like",
     "select",
     "splat",

@@ -2,11 +2,12 @@
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastnn.cpu import target
 from fastnn.cpu.simd.references import ANY_REF, record_field
-from fastnn.cpu.simd.vectors import I8, I32, call_intrinsic
+from fastnn.cpu.simd.vectors import I8, I32, I64, call_intrinsic
 
 
 @intrinsic
@@ -72,16 +73,6 @@ def record_at(typingctx, address):
     return ANY_REF(types.intp), codegen
 
 
-@intrinsic(prefer_literal=False)
-def record_like(typingctx, address, like):
-    """The record at `address`, of the kind and dtype of `like`."""
-
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], I8.as_pointer())
-
-    return like(types.intp, like), codegen
-
-
 @intrinsic
 def call_kernel(typingctx, op, run, step, thread):
     """Call the kernel that the record `op` names."""
@@ -109,3 +100,49 @@ def call_epilogue(typingctx, op, run, step, tile, tile_row, i, j, rows, cols):
 
     integer = types.intp
     return types.void(op, run, integer, tile, integer, integer, integer, integer, integer), codegen
+
+
+MXCSR_FLUSH = 0x8040  # flush-to-zero and denormals-are-zero
+FPCR_FLUSH = 1 << 24
+
+
+@intrinsic
+def flush_subnormals(typingctx):
+    """Make this thread treat subnormal numbers as 0; returns the mode before, for `restore_mode`."""
+
+    def codegen(context, builder, sig, args):
+        triple = target.host().triple
+        if triple.startswith(("x86_64", "i686", "amd64")):
+            memory = cgutils.alloca_once(builder, I32)
+            at = builder.bitcast(memory, I8.as_pointer())
+            call_intrinsic(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), [at])
+            mode = builder.load(memory)
+            builder.store(builder.or_(mode, I32(MXCSR_FLUSH)), memory)
+            call_intrinsic(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [at])
+            return builder.zext(mode, I64)
+        if triple.startswith(("aarch64", "arm64")):
+            mode = builder.asm(ir.FunctionType(I64, []), "mrs $0, fpcr", "=r", [], True)
+            builder.asm(
+                ir.FunctionType(ir.VoidType(), [I64]), "msr fpcr, $0", "r", [builder.or_(mode, I64(FPCR_FLUSH))], True
+            )
+            return mode
+        return I64(0)
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def restore_mode(typingctx, mode):
+    """Undo `flush_subnormals`."""
+
+    def codegen(context, builder, sig, args):
+        triple = target.host().triple
+        if triple.startswith(("x86_64", "i686", "amd64")):
+            memory = cgutils.alloca_once(builder, I32)
+            builder.store(builder.trunc(args[0], I32), memory)
+            call_intrinsic(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [builder.bitcast(memory, I8.as_pointer())])
+        elif triple.startswith(("aarch64", "arm64")):
+            builder.asm(ir.FunctionType(ir.VoidType(), [I64]), "msr fpcr, $0", "r", [args[0]], True)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen

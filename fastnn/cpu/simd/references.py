@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba import types
 from numba.core.imputils import lower_getattr_generic, lower_setattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
-from numba.extending import models, register_model
+from numba.extending import intrinsic, models, register_model
 
 from fastnn.cpu.simd.vectors import I8, I64
 from fastnn.records import RUN, Record
@@ -70,6 +70,22 @@ def _set_record_field(context, builder, sig, args, field):
         value = builder.ptrtoint(value, I64)
     at = builder.gep(ref, [I64(record.offsets[field])])
     builder.store(value, builder.bitcast(at, value.type.as_pointer()), align=8)
+
+
+def reference(record):
+    """A function that makes an address a reference to a record of this kind: ``refer(address, like)``.
+
+    `like` is another reference, whose dtype is taken.
+    """
+
+    @intrinsic
+    def refer(typingctx, address, like):
+        def codegen(context, builder, sig, args):
+            return builder.inttoptr(args[0], I8.as_pointer())
+
+        return RecordRef(record, like.scalar)(types.intp, like), codegen
+
+    return refer
 
 
 ANY_REF = RecordRef(Record("any"), types.float32)
