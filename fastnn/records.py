@@ -203,6 +203,6 @@ RUN = Record(
     seed="int",
     team="i64*",  # the barrier's counters (fastnn.cpu.engine)
     yields="int",  # address of the operating system's yield
-    done="i64*",  # steps finished: read by the caller while the team works
+    done="i64*",  # the step that comes next: read by the caller while the team works
     halt="i64*",  # set by the caller: stop after this step
 )

@@ -325,10 +325,12 @@ class Loop:
                 seen = min(done * program.rows, self.samples.n)
                 self.bar.advance(done, program.totals[0] / max(seen, 1))
 
+        rate = self.optimizer.rates(stop - first)
+        program.done = first  # from here on an interruption finds the right number
         try:
             program.run(
                 self.samples.n,
-                rate=self.optimizer.rates(stop - first),
+                rate=rate,
                 origin=origin - first,
                 seed=self.model.dropout_seed,
                 first=first,

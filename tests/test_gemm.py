@@ -171,15 +171,16 @@ def test_shares_cover_the_product(shape, layout, dtype):
     immediate.gemm(a, b, whole, None, "linear", 0.0, 1)
     for threads, order in ((2, (1, 0)), (3, (0, 1, 2)), (3, (2, 0, 1)), (50, range(50))):
         out = np.full((m, n), np.nan, dtype)
-        product = immediate.Product(m, k, n, a.strides, b.strides, out.strides, a.itemsize, "linear", 0.0, threads)
-        product.bind(address(a), address(b), address(out), 0)
+        memory = immediate._Memory()
+        kernel, scratch = immediate.lay_out(memory, a, b, out, None, "linear", 0.0, threads)
+        assert scratch.size
         run = bytearray(256)
         RUN.pack_into(run, 0, {"threads": threads})
         run = np.frombuffer(run, np.uint8)
         seen = np.zeros((m, n), int)
         for thread in order:
             out[...] = np.nan
-            product.kernel(product.op, address(run), 0, thread)
+            kernel(memory.op, address(run), 0, thread)
             mine = ~np.isnan(out)
             np.testing.assert_array_equal(out[mine], whole[mine])
             seen += mine

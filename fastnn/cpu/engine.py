@@ -72,6 +72,6 @@ def engine(run, thread):
                 barrier(run)
             call_kernel(op, run, step, thread)
         if thread == 0:
-            store_release(run.done, 0, step + 1 - run.first)
+            store_release(run.done, 0, step + 1)
             store_release(run.team, STOPPED + (step + 1) % 2, load_acquire(run.halt, 0))
     restore_mode(mode)

@@ -145,10 +145,12 @@ class Executable:
 
     @property
     def done(self) -> int:
-        """Steps finished in the run that is under way, or in the last one."""
-        return int(self._flags[0]) + self._base
+        """The step that comes next: how far the run has come that is under way, or was the last one."""
+        return int(self._flags[0])
 
-    _base = 0
+    @done.setter
+    def done(self, step: int) -> None:
+        self._flags[0] = step
 
     def run(
         self,
@@ -181,8 +183,8 @@ class Executable:
         record["short_step"] = steps - 1 if len(self._tables) > 1 else -1
         record["origin"], record["seed"] = origin, seed
         record["rate"] = 0 if rate is None else address(rate) - 8 * first
-        self._flags[:] = 0
-        self._base = first
+        self._flags[8] = 0
+        self.done = first
         if self.threads == 1:
             team.run_alone(self._alone, first, stop, watch)
             return
@@ -198,7 +200,6 @@ class Executable:
     def _alone(self, first: int, stop: int) -> None:
         self.run_record["first"], self.run_record["stop"] = first, stop
         self._team[:] = 0
-        self._base = first
         self._enter(self._run_address, 0)
 
     def _together(self, crew: "team.Team", watch: Callable[[int], None] | None) -> None:

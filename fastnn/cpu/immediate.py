@@ -62,12 +62,25 @@ def gemm(
     a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, activation: str, alpha: float, threads: int
 ) -> None:
     """``out = activation(a @ b + bias)`` for matrices with any strides of whole elements."""
-    memory = _memory
+    threads = threads if 2.0 * a.size * b.shape[1] >= TOGETHER else 1
+    kernel, _scratch = lay_out(_memory, a, b, out, bias, activation, alpha, threads)
+    _call(kernel, _memory, threads)
+
+
+def lay_out(
+    memory: _Memory,
+    a: np.ndarray,
+    b: np.ndarray,
+    out: np.ndarray,
+    bias: np.ndarray | None,
+    activation: str,
+    alpha: float,
+    threads: int,
+) -> tuple[Callable, np.ndarray]:
+    """Write the records of a product to `memory`; returns its kernel, and the scratch that must live until it ran."""
     dtype, size = out.dtype.name, out.itemsize
     (m, k), n = a.shape, b.shape[1]
     a_row, a_col, b_row, b_col, c_row, c_col = (s // size for s in (*a.strides, *b.strides, *out.strides))
-    if 2.0 * m * n * k < TOGETHER:
-        threads = 1
     cut = blocking.blocks(m, n, k, dtype)
     stride = blocking.scratch(dtype, **cut)
     scratch = allocate(stride * threads, dtype)
@@ -79,7 +92,7 @@ def gemm(
     values = {"kernel": epilogue, "c": address(out), "c_row": c_row, "c_col": c_col, "alpha": alpha}
     values["bias"] = 0 if bias is None else address(bias)
     FORWARD.pack_into(memory.records, 1, values)
-    _call(function(blocking.product(m, b_row, b_col, a_col), dtype)[1], memory, threads)
+    return function(blocking.product(m, b_row, b_col, a_col), dtype)[1], scratch
 
 
 class Direct:

@@ -25,6 +25,16 @@ import platformdirs
 from fastnn.cpu import target
 
 _lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()  # a thread that the child does not have may have held the old one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 _addresses: dict[tuple[str, str], int] = {}
 _keep: list = []  # linked code lives as long as the process
 
@@ -175,10 +185,13 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, code: bytes) -> None:
     """Write atomically: a concurrent reader sees the whole file or none."""
+    name = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            name = file.name
             file.write(code + hashlib.sha256(code).digest())
-        os.replace(file.name, path)
+        os.replace(name, path)
     except OSError:  # a full disk, say: the code is in memory, and the next process tries again
-        with contextlib.suppress(OSError):
-            os.unlink(file.name)
+        if name is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(name)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 MAIN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
@@ -52,17 +52,41 @@ class Team:
         Meanwhile `watch` is called now and then.  On an exception in the caller (Ctrl-C) `halt` is called, the team
         finishes its step, and the exception goes on.
         """
-        futures = [self._pool.submit(function, thread) for thread in range(self.threads)]
+        gate = threading.Event()  # one thread alone would wait for the others at a barrier for ever
+        refused: list[bool] = []
+
+        def enter(thread: int) -> None:
+            gate.wait()
+            if not refused:
+                function(thread)
+
+        futures: list[Future[None]] = []
         try:
+            for thread in range(self.threads):
+                futures.append(self._pool.submit(enter, thread))
+            gate.set()
             while wait(futures, timeout=POLL if watch else None).not_done:
                 if watch:
                     watch()
         except BaseException:
+            if not gate.is_set():
+                refused.append(True)
+                gate.set()
             halt()
-            wait(futures)
+            _finish(futures)
             raise
         for future in futures:
             future.result()
+
+
+def _finish(futures: "list[Future[None]]") -> None:
+    """Wait for threads that were told to stop; they still write the weights, so a second Ctrl-C has to wait, too."""
+    while True:
+        try:
+            wait(futures)
+            return
+        except KeyboardInterrupt:
+            continue
 
 
 @contextmanager

@@ -121,10 +121,8 @@ def flush_subnormals(typingctx):
             call_intrinsic(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [at])
             return builder.zext(mode, I64)
         if triple.startswith(("aarch64", "arm64")):
-            mode = builder.asm(ir.FunctionType(I64, []), "mrs $0, fpcr", "=r", [], True)
-            builder.asm(
-                ir.FunctionType(ir.VoidType(), [I64]), "msr fpcr, $0", "r", [builder.or_(mode, I64(FPCR_FLUSH))], True
-            )
+            mode = call_intrinsic(builder, "llvm.aarch64.get.fpcr", I64, [])
+            call_intrinsic(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), [builder.or_(mode, I64(FPCR_FLUSH))])
             return mode
         return I64(0)
 
@@ -142,7 +140,7 @@ def restore_mode(typingctx, mode):
             builder.store(builder.trunc(args[0], I32), memory)
             call_intrinsic(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [builder.bitcast(memory, I8.as_pointer())])
         elif triple.startswith(("aarch64", "arm64")):
-            builder.asm(ir.FunctionType(ir.VoidType(), [I64]), "msr fpcr, $0", "r", [args[0]], True)
+            call_intrinsic(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), [args[0]])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
