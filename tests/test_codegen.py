@@ -207,7 +207,7 @@ def test_the_readers_see_what_they_should():
     code += "%x = load float, ptr %c\n%y = call float @expf(float %x)\nstore float %y, ptr %c\nret i32 0\n}"
     cpu = target.host()
     if "linux" in llvm.get_process_triple():
-        assert undefined(loader.emit(code, "f", ["ptr"], symbol="exported", cpu=cpu)) == {"expf"}
+        assert undefined(loader.emit(code, "f", ["ptr"], "void", symbol="exported", cpu=cpu)) == {"expf"}
 
 
 # --- every kernel ---------------------------------------------------------------------------------------------------
