@@ -7,90 +7,124 @@ epilogue the gradient is the tile of a product that is still in the first-level 
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
-from fastnn.cpu.simd import lanes, load, muladd, offset, sqrt, store
+from fastnn.cpu.simd import lanes, load, muladd, offset, prefetch, splat, store
+from fastnn.cpu.vmath import divide_by_root
 from fastnn.records import UPDATE
 
-# Each function below is ``f(op, rate, p, s0, s1, g) -> (p, s0, s1)`` over vectors.  Formulas are Keras'.
+# An optimizer is two functions: `constants(op, rate, like)` gives vectors that stay in registers (read from the record
+# in the loop they would be converted and splatted again for every vector, since stores to p might change the record),
+# and `update(c, p, s0, s1, g) -> (p, s0, s1)` does the step.  Formulas are Keras'.
 
 
 @device
-def sgd_vector(op, rate, p, s0, s1, g):
+def sgd_constants(op, rate, like):
+    return (splat(like, rate),)
+
+
+@device
+def sgd_step(c, p, s0, s1, g):
     """p -= rate g"""
+    (rate,) = c
     return p - rate * g, s0, s1
 
 
 @device
-def momentum_vector(op, rate, p, s0, s1, g):
+def momentum_constants(op, rate, like):
+    return splat(like, rate), splat(like, op.momentum)
+
+
+@device
+def momentum_step(c, p, s0, s1, g):
     """v = momentum v - rate g;  p += v"""
-    v = op.momentum * s0 - rate * g
+    rate, momentum = c
+    v = momentum * s0 - rate * g
     return p + v, v, s1
 
 
 @device
-def nesterov_vector(op, rate, p, s0, s1, g):
+def nesterov_step(c, p, s0, s1, g):
     """v = momentum v - rate g;  p += momentum v - rate g"""
-    v = op.momentum * s0 - rate * g
-    return p + (op.momentum * v - rate * g), v, s1
+    rate, momentum = c
+    v = momentum * s0 - rate * g
+    return p + (momentum * v - rate * g), v, s1
 
 
 @device
-def adam_vector(op, rate, p, s0, s1, g):
+def adam_constants(op, rate, like):
+    return splat(like, rate), splat(like, op.decay_1), splat(like, op.decay_2), splat(like, op.epsilon)
+
+
+@device
+def adam_step(c, p, s0, s1, g):
     """m += (1 - beta_1)(g - m);  v += (1 - beta_2)(g^2 - v);  p -= rate m / (sqrt(v) + epsilon)
 
     `rate` holds the bias corrections: learning_rate sqrt(1 - beta_2^t) / (1 - beta_1^t).
     """
-    m = muladd(g - s0, op.decay_1, s0)
-    v = muladd(g * g - s1, op.decay_2, s1)
-    return p - rate * m / (sqrt(v) + op.epsilon), m, v
+    rate, decay_1, decay_2, epsilon = c
+    m = muladd(g - s0, decay_1, s0)
+    v = muladd(g * g - s1, decay_2, s1)
+    return p - rate * divide_by_root(m, v, epsilon), m, v
 
 
-def make_epilogue(update, states):
-    """The update of p's tile at (i, j) by the gradient in `tile`."""
+def make_epilogue(constants, update, states):
+    """The update of p's tile at (i, j) by the gradient in `tile`.
+
+    It prefetches the tile below, which the product reaches next: rows of p lie too far apart for the CPU to guess
+    (784 x 256, batch 32, one thread: 157 us instead of 208).
+    """
 
     @epilogue(UPDATE)
     def apply(op, run, step, tile, tile_row, i, j, rows, cols):
         w = lanes(tile)
-        rate = run.rate[step]
+        c = constants(op, run.rate[step], tile)
+        row = op.p_row
+        at = i * row + j
+        p, s0, s1 = offset(op.p, at), offset(op.s0, at), offset(op.s1, at)
         for r in range(rows):
-            at = (i + r) * op.p_row + j
-            p, s0, s1 = offset(op.p, at), offset(op.s0, at), offset(op.s1, at)
-            for c in range(0, cols, w):  # the plan pads rows of p to whole vectors
-                g = load(tile, r * tile_row + c)
-                m = load(s0, c) if states > 0 else g
-                v = load(s1, c) if states > 1 else g
-                pn, m, v = update(op, rate, load(p, c), m, v, g)
-                store(p, c, pn)
+            for q in range(0, cols, w):  # the plan pads rows of p to whole vectors
+                k = r * row + q
+                g = load(tile, r * tile_row + q)
+                m = load(s0, k) if states > 0 else g
+                v = load(s1, k) if states > 1 else g
+                new, m, v = update(c, load(p, k), m, v, g)
+                store(p, k, new)
+                prefetch(p, k + rows * row)
                 if states > 0:
-                    store(s0, c, m)
+                    store(s0, k, m)
+                    prefetch(s0, k + rows * row)
                 if states > 1:
-                    store(s1, c, v)
+                    store(s1, k, v)
+                    prefetch(s1, k + rows * row)
 
     return apply
 
 
-def make_flat(update, states):
+def make_flat(constants, update, states):
     """The update of ``p[:n]`` by ``g[:n]``."""
 
     @kernel(UPDATE)
     def apply(op, run, step, thread):
         w = lanes(op.p)
-        rate = run.rate[step]
-        first, last = share((op.n + w - 1) // w, thread, run.threads)
-        for i in range(first * w, min(last * w, op.n), w):
-            g = load_before(op.g, i, op.n)
-            m = load_before(op.s0, i, op.n) if states > 0 else g
-            v = load_before(op.s1, i, op.n) if states > 1 else g
-            p, m, v = update(op, rate, load_before(op.p, i, op.n), m, v, g)
-            store_before(op.p, i, op.n, p)
+        c = constants(op, run.rate[step], op.p)
+        p, s0, s1, g, n = op.p, op.s0, op.s1, op.g, op.n
+        first, last = share((n + w - 1) // w, thread, run.threads)
+        for k in range(first * w, min(last * w, n), w):
+            gradient = load_before(g, k, n)
+            m = load_before(s0, k, n) if states > 0 else gradient
+            v = load_before(s1, k, n) if states > 1 else gradient
+            new, m, v = update(c, load_before(p, k, n), m, v, gradient)
+            store_before(p, k, n, new)
             if states > 0:
-                store_before(op.s0, i, op.n, m)
+                store_before(s0, k, n, m)
             if states > 1:
-                store_before(op.s1, i, op.n, v)
+                store_before(s1, k, n, v)
 
     return apply
 
 
-sgd, sgd_flat = make_epilogue(sgd_vector, 0), make_flat(sgd_vector, 0)
-momentum, momentum_flat = make_epilogue(momentum_vector, 1), make_flat(momentum_vector, 1)
-nesterov, nesterov_flat = make_epilogue(nesterov_vector, 1), make_flat(nesterov_vector, 1)
-adam, adam_flat = make_epilogue(adam_vector, 2), make_flat(adam_vector, 2)
+sgd, sgd_flat = make_epilogue(sgd_constants, sgd_step, 0), make_flat(sgd_constants, sgd_step, 0)
+momentum = make_epilogue(momentum_constants, momentum_step, 1)
+momentum_flat = make_flat(momentum_constants, momentum_step, 1)
+nesterov = make_epilogue(momentum_constants, nesterov_step, 1)
+nesterov_flat = make_flat(momentum_constants, nesterov_step, 1)
+adam, adam_flat = make_epilogue(adam_constants, adam_step, 2), make_flat(adam_constants, adam_step, 2)

@@ -17,7 +17,20 @@ with and without a fused multiply-add.  `tests/test_vmath.py` measures them agai
 """
 
 from fastnn.cpu.jit import device
-from fastnn.cpu.simd import absolute, as_floats, as_integers, constant, copysign, muladd, polynomial, select
+from fastnn.cpu.simd import (
+    absolute,
+    as_floats,
+    as_integers,
+    constant,
+    copysign,
+    estimate_reciprocal,
+    estimate_root,
+    estimates,
+    muladd,
+    polynomial,
+    select,
+    sqrt,
+)
 
 # --- the numbers of each dtype: (float32, float64) ----------------------------------------------------------------
 
@@ -169,6 +182,30 @@ def tanh(x):
     power = as_floats((n + BIAS(x)) << MANTISSA(x))
     large = 1.0 - 2.0 / muladd(power, 1.0 + p, 1.0)
     return copysign(select(z < 0.55, small, large), x)
+
+
+# --- division by a root -------------------------------------------------------------------------------------------
+
+
+@device
+def divide_by_root(m, v, epsilon):
+    """m / (sqrt(v) + epsilon) for finite m and v >= 0, as Adam needs it.  At most 2.2 ulp.
+
+    (With correctly rounded operations it is 2.1 ulp, since three roundings follow each other.)
+
+    Where the CPU has estimates of 14 bits, one step of Newton's iteration each makes the root and the quotient of them:
+    8 multiply-adds instead of a square root and a division (AVX-512: about 9 cycles a vector instead of 34).
+    """
+    if not estimates(v):
+        return m / (sqrt(v) + epsilon)
+    y = estimate_root(select(v < SMALLEST_NORMAL(v), SMALLEST_NORMAL(v), v))
+    root = v * y
+    root = muladd(muladd(-root, root, v), 0.5 * y, root)
+    d = root + epsilon
+    q = estimate_reciprocal(d)
+    q = muladd(q, muladd(-d, q, 1.0), q)
+    t = m * q
+    return muladd(muladd(-d, t, m), q, t)
 
 
 # --- log and what is made of it -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from numba import types
 from numba.core.imputils import lower_builtin
 from numba.extending import intrinsic, type_callable
 
-from fastnn.cpu.simd.vectors import I32, Vec, call_intrinsic, first_lanes_mask, llvm_type, splat_scalar, suffix, vec
+from fastnn.cpu.simd.vectors import I1, I32, Vec, call_intrinsic, first_lanes_mask, llvm_type, splat_scalar, suffix, vec
 
 
 def as_vector(context, builder, value, ty, like):
@@ -151,6 +151,51 @@ def sqrt(typingctx, x):
 
     def codegen(context, builder, sig, args):
         return call_intrinsic(builder, f"llvm.sqrt.{suffix(args[0].type)}", args[0].type, args)
+
+    return x(x), codegen
+
+
+def _estimated(x):
+    """Whether the CPU estimates reciprocals and roots of these vectors (to 14 bits, in a few cycles)."""
+    return x.scalar.bitwidth == 32 and x.scalar.bitwidth * x.lanes == 512
+
+
+@intrinsic
+def estimates(typingctx, x):
+    """Whether `estimate_reciprocal` and `estimate_root` are worth using for vectors like `x` (a constant)."""
+
+    def codegen(context, builder, sig, args):
+        return I1(_estimated(x))
+
+    return types.boolean(x), codegen
+
+
+def _estimate(builder, name, x):
+    whole = ir.IntType(x.type.count)((1 << x.type.count) - 1)
+    return call_intrinsic(builder, f"llvm.x86.avx512.{name}14.ps.512", x.type, [x, x, whole])
+
+
+@intrinsic
+def estimate_reciprocal(typingctx, x):
+    """1 / x with a relative error below 2^-14, or exact where the CPU has no estimates."""
+
+    def codegen(context, builder, sig, args):
+        if _estimated(x):
+            return _estimate(builder, "rcp", args[0])
+        return builder.fdiv(ir.Constant(args[0].type, [1.0] * x.lanes), args[0])
+
+    return x(x), codegen
+
+
+@intrinsic
+def estimate_root(typingctx, x):
+    """1 / sqrt(x) with a relative error below 2^-14, or exact where the CPU has no estimates."""
+
+    def codegen(context, builder, sig, args):
+        if _estimated(x):
+            return _estimate(builder, "rsqrt", args[0])
+        root = call_intrinsic(builder, f"llvm.sqrt.{suffix(args[0].type)}", args[0].type, args)
+        return builder.fdiv(ir.Constant(args[0].type, [1.0] * x.lanes), root)
 
     return x(x), codegen
 

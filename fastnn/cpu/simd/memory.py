@@ -101,6 +101,18 @@ def load_bytes(typingctx, pointer, i, like):
 
 
 @intrinsic
+def prefetch(typingctx, pointer, i):
+    """Start fetching the cache line of ``pointer[i]``, to be read and written; harmless for any address."""
+
+    def codegen(context, builder, sig, args):
+        at = builder.bitcast(builder.gep(args[0], [args[1]]), I8.as_pointer())
+        call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), [at, I32(1), I32(3), I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp), codegen
+
+
+@intrinsic
 def offset(typingctx, pointer, count):
     """``pointer + count`` elements."""
 
