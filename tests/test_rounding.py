@@ -1,4 +1,4 @@
-"""Adam's quotient to the last bits, and subnormal numbers: exact in the functions, 0 in the engine, which leaves no trace."""
+"""Adam's quotient to the last bits; subnormal numbers count in the functions and are 0 in the engine."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ TINY = np.finfo(np.float32).tiny
 
 def quotient(m, v, epsilon):
     """``-m / (sqrt(v) + epsilon)``, by an Adam update that leaves the moments as they are."""
-    p, m, v = np.zeros_like(m), m.copy(), v.copy()
-    values = {"p": address(p), "s0": address(m), "s1": address(v), "g": address(p.copy()), "n": p.size}
+    p, g, m, v = np.zeros_like(m), np.zeros_like(m), m.copy(), v.copy()
+    values = {"p": address(p), "s0": address(m), "s1": address(v), "g": address(g), "n": p.size}
     values |= {"epsilon": epsilon, "decay_1": 0.0, "decay_2": 0.0}
     immediate.run("optimizers.adam_flat", p.dtype.name, UPDATE, values, work=0, threads=1, rate=1.0)
     return p
@@ -34,7 +34,7 @@ def test_division_by_a_root(dtype, epsilon):
     normal = (np.abs(exact) > np.finfo(dtype).tiny * 4) & (np.abs(exact) < np.finfo(dtype).max)
     error = np.abs(quotient(m, v, epsilon) - exact)[normal] / np.spacing(np.abs(exact[normal]).astype(dtype))
     assert normal.sum() > n / 2
-    assert error.max() <= 2.2  # the operations by themselves, correctly rounded, have 2.1
+    assert error.max() <= 2.25  # correctly rounded operations have the same: three roundings follow each other
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])

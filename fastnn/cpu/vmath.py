@@ -189,9 +189,8 @@ def tanh(x):
 
 @device
 def divide_by_root(m, v, epsilon):
-    """m / (sqrt(v) + epsilon) for finite m and v >= 0, as Adam needs it.  At most 2.2 ulp.
-
-    (With correctly rounded operations it is 2.1 ulp, since three roundings follow each other.)
+    """m / (sqrt(v) + epsilon) for finite m and v >= 0, as Adam needs it.  At most 2.21 ulp, as with correctly
+    rounded operations: three roundings follow each other.
 
     Where the CPU has estimates of 14 bits, one step of Newton's iteration each makes the root and the quotient of them:
     8 multiply-adds instead of a square root and a division (AVX-512: about 9 cycles a vector instead of 34).
