@@ -301,6 +301,7 @@ class Lowering:
                 {
                     **shape,
                     **target,
+                    "p": self._ref(last),
                     "weight": self._ref("weights") if weighted else 0,
                     "grad": self._ref(f"d{len(self.stages)}") if gradient else 0,
                     "value": self._ref("value 0"),

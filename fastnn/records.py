@@ -133,7 +133,8 @@ LABELS = Record(  # out[r] = labels[index[r]]
 )
 LOSS = Record(  # from outputs (logits) to predictions, loss per row and gradient
     "loss",
-    z="T*",  # (rows, cols), leading dimension ld; overwritten by the predictions
+    z="T*",  # (rows, cols), leading dimension ld
+    p="T*",  # the predictions, likewise; may be z or grad
     target="T*",  # (rows, cols) dense with leading dimension target_ld, or labels
     label="i64*",
     weight="T*",  # one a row, or 0

@@ -203,7 +203,15 @@ def test_losses(with_gradient, weighted, kind, dtype):
         grad = Guarded(np.full((rows, cols + gap), 7.0, dtype), end)
         value = guarded(np.full(rows, np.nan, dtype), end)
         weight = guarded(np.abs(random(rows, dtype, 8)), end)
-        fields = {"z": z.array, "value": value, "rows": rows, "cols": cols, "ld": cols + gap, "scale": scale}
+        fields = {
+            "z": z.array,
+            "p": z.array,
+            "value": value,
+            "rows": rows,
+            "cols": cols,
+            "ld": cols + gap,
+            "scale": scale,
+        }
         fields["weight"] = weight if weighted else 0
         fields["grad"] = grad.array if with_gradient else 0
         if sparse:
@@ -237,7 +245,7 @@ def test_losses_of_huge_logits(kind, dtype):
     t = np.eye(3, dtype=dtype)[[0, 1, 2, 0]]
     expected, gradient, predictions = loss_reference(kind, z.astype(float), t.astype(float))
     grad, value = np.empty_like(z), np.empty(4, dtype)
-    fields = {"z": z, "value": value, "grad": grad, "rows": 4, "cols": 3, "ld": 3, "scale": 1.0}
+    fields = {"z": z, "p": z, "value": value, "grad": grad, "rows": 4, "cols": 3, "ld": 3, "scale": 1.0}
     fields |= {"label": np.array([0, 1, 2, 0]), "target": t, "target_ld": 3}
     call(f"losses.{kind}", dtype, LOSS, fields)
     assert np.isfinite(value).all()
@@ -253,7 +261,7 @@ def test_nan_stays_in_its_row(column, kind, dtype):
     z = random((3, 18), dtype)
     z[1, column] = np.nan
     grad, value, t = np.empty_like(z), np.empty(3, dtype), np.full_like(z, 0.5)
-    fields = {"z": z, "value": value, "grad": grad, "rows": 3, "cols": 18, "ld": 18, "scale": 1.0}
+    fields = {"z": z, "p": z, "value": value, "grad": grad, "rows": 3, "cols": 18, "ld": 18, "scale": 1.0}
     fields |= {"label": np.array([0, 1, 2]), "target": t, "target_ld": 18}
     call(f"losses.{kind}", dtype, LOSS, fields)
     assert np.isnan(value).tolist() == [False, True, False]

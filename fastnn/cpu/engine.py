@@ -11,6 +11,7 @@ The counters in ``run.team`` (int64, a cache line apart):
 ====  =====================================================================
 """
 
+from fastnn.cpu.blocking import SHARES
 from fastnn.cpu.jit import device, main
 from fastnn.cpu.simd import (
     call,
@@ -26,6 +27,8 @@ from fastnn.cpu.simd import (
 from fastnn.records import SLOT
 
 ARRIVED, PASSED, STOPPED = 0, 8, 16
+NEXT, FINISHED = 0, 8  # of `assist`
+LINGER = 2000  # spins (about 50 us) that a helper waits for the next job: waking it takes the system as long
 SPINS = 400  # about 10 us, longer than any kernel's imbalance here; then the core is offered to somebody else
 
 
@@ -42,6 +45,41 @@ def barrier(run):
         return
     spins = 0
     while load_acquire(team, PASSED) == passed:
+        if spins < SPINS:
+            spins += 1
+            pause()
+        else:
+            call(run.yields)
+
+
+@main
+def assist(run, thread):
+    """Take shares of one kernel's work until none is left; thread 0 then waits for the others, who linger a while.
+
+    Who comes late, or not at all, costs nothing: shares are claimed, not assigned.  Thread -1 opens a job: its record
+    must be complete by then, since a thread that lingers from the job before may claim a share of this one.
+    """
+    team = run.team
+    if thread < 0:
+        store_release(team, FINISHED, 0)
+        store_release(team, NEXT, 0)
+        return
+    spins = 0
+    while spins < LINGER:
+        share = SHARES
+        if load_acquire(team, NEXT) < SHARES:
+            share = fetch_add(team, NEXT, 1)
+        if share < SHARES:
+            call_kernel(record_at(run.table), run, 0, share)
+            fetch_add(team, FINISHED, 1)
+            spins = 0
+        elif thread == 0:
+            break
+        else:
+            spins += 1
+            pause()
+    spins = 0
+    while thread == 0 and load_acquire(team, FINISHED) < SHARES:
         if spins < SPINS:
             spins += 1
             pause()

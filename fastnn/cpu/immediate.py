@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastnn.cpu import blocking, loader, team
+from fastnn.cpu import blocking, crowd, loader
 from fastnn.cpu.memory import TRUSTED, address, allocate
 from fastnn.records import DIRECT, FORWARD, GEMM, RUN, SLOT, Record
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t)
 # Small products keep the interpreter's lock: they take less time than giving it away and getting it back may.
 ENTRY = ctypes.PYFUNCTYPE(ctypes.c_ssize_t, ctypes.c_void_p, *[ctypes.c_ssize_t] * 4)
-TOGETHER = 2e7  # operations above which a team is worth waking (about 50 us, in which one core does 5e6 multiply-adds)
+TOGETHER = 8e6  # operations above which helpers are worth waking
 
 
 @functools.cache
@@ -37,14 +37,14 @@ class _Memory(threading.local):
         self._run = bytearray(SLOT)
         self.run = ctypes.addressof(ctypes.c_char.from_buffer(self._run))
         self.products: dict[tuple, Direct] = {}
-        self.threads = 0
-        self.set_threads(1)
+        RUN.pack_into(self._run, 0, {"threads": 1, "rate": address(self.rate)})
+        self._scratch = allocate(0, "float64")
 
-    def set_threads(self, threads: int) -> None:
-        """How many threads the next call has."""
-        if threads != self.threads:
-            RUN.pack_into(self._run, 0, {"threads": threads, "rate": address(self.rate)})
-            self.threads = threads
+    def scratch(self, size: int) -> int:
+        """Address of at least `size` bytes, kept from call to call (fresh memory is a page fault every 4 KiB)."""
+        if self._scratch.nbytes < size:
+            self._scratch = allocate(-(-size // 8), "float64")
+        return address(self._scratch)
 
 
 _memory = _Memory()
@@ -53,18 +53,19 @@ _memory = _Memory()
 def run(name: str, dtype: str, record: Record, values: dict, *, work: float, threads: int, rate: float = 0.0) -> None:
     """Run one kernel on a record with these field values (arrays stand for their addresses)."""
     memory = _memory
+    where, kernel = function(name, dtype)
+    values["kernel"] = where
     record.pack_into(memory.records, 0, values)
     memory.rate[0] = rate
-    _call(function(name, dtype)[1], memory, threads if work >= TOGETHER else 1)
+    _call(kernel, memory, work, threads)
 
 
 def gemm(
     a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, activation: str, alpha: float, threads: int
 ) -> None:
     """``out = activation(a @ b + bias)`` for matrices with any strides of whole elements."""
-    threads = threads if 2.0 * a.size * b.shape[1] >= TOGETHER else 1
-    kernel, _scratch = lay_out(_memory, a, b, out, bias, activation, alpha, threads)
-    _call(kernel, _memory, threads)
+    kernel = lay_out(_memory, a, b, out, bias, activation, alpha)
+    _call(kernel, _memory, 2.0 * a.size * b.shape[1], threads)
 
 
 def lay_out(
@@ -75,24 +76,24 @@ def lay_out(
     bias: np.ndarray | None,
     activation: str,
     alpha: float,
-    threads: int,
-) -> tuple[Callable, np.ndarray]:
-    """Write the records of a product to `memory`; returns its kernel, and the scratch that must live until it ran."""
+) -> Callable:
+    """Write the records of a product to `memory`; returns its kernel."""
     dtype, size = out.dtype.name, out.itemsize
     (m, k), n = a.shape, b.shape[1]
     a_row, a_col, b_row, b_col, c_row, c_col = (s // size for s in (*a.strides, *b.strides, *out.strides))
     cut = blocking.blocks(m, n, k, dtype)
     stride = blocking.scratch(dtype, **cut)
-    scratch = allocate(stride * threads, dtype)
+    where, kernel = function(blocking.product(m, b_row, b_col, a_col), dtype)
     epilogue = function(f"activations.{activation}_forward", dtype)[0]
     values = {"a": address(a), "b": address(b), "m": m, "n": n, "k": k, "epilogue": memory.op + SLOT, **cut}
+    values["kernel"] = where
     values |= {"a_row": a_row, "a_col": a_col, "b_row": b_row, "b_col": b_col, "pack": blocking.pack(m, b_col)}
-    values |= {"scratch": address(scratch), "scratch_stride": stride}
+    values |= {"scratch": memory.scratch(stride * blocking.SHARES * size), "scratch_stride": stride}
     GEMM.pack_into(memory.records, 0, values)
     values = {"kernel": epilogue, "c": address(out), "c_row": c_row, "c_col": c_col, "alpha": alpha}
     values["bias"] = 0 if bias is None else address(bias)
     FORWARD.pack_into(memory.records, 1, values)
-    return function(blocking.product(m, b_row, b_col, a_col), dtype)[1], scratch
+    return kernel
 
 
 class Direct:
@@ -130,12 +131,7 @@ def direct(dtype: np.dtype, activation: str = "linear", alpha: float = 0.0) -> C
     return found.call
 
 
-def _call(kernel: Callable, memory: _Memory, threads: int) -> None:
-    memory.set_threads(threads)
-    op, run = memory.op, memory.run
-    if threads == 1:
-        kernel(op, run, 0, 0)
+def _call(kernel: Callable, memory: _Memory, work: float, threads: int) -> None:
+    if threads > 1 and work >= TOGETHER and crowd.get().run(memory.op, address(memory.rate), threads):
         return
-    with team.borrow(threads) as crew:
-        assert crew is not None
-        crew.run(lambda thread: kernel(op, run, 0, thread), lambda: None, None)
+    kernel(memory.op, memory.run, 0, 0)

@@ -2,7 +2,7 @@
 
 Every kernel reads the network's outputs z, (rows, cols), and writes
 
-- the predictions over z (for metrics), where the loss includes an activation;
+- the predictions p (for metrics), where the loss includes an activation; p may be z, or grad where nobody needs p;
 - ``value[r]``, the loss of row r, without its weight;
 - ``grad = scale * weight[r] * d value[r] / d z``, unless `grad` is null.  `scale` is 1 / (rows of the batch).
 
@@ -33,13 +33,15 @@ def sparse_softmax_crossentropy(op, run, step, thread):
         label = op.label[r]
         top = row_max(z, op.cols)
         behind = top - z[label]  # exact where it matters; top + log(...) would lose the logarithm of large logits
-        op.value[r] = softmax_row(z, z, op.cols, top) + behind
+        p = offset(op.p, r * op.ld)
+        op.value[r] = softmax_row(z, p, op.cols, top) + behind
         if not is_null(op.grad):
             grad = offset(op.grad, r * op.ld)
             scale = row_scale(op, r)
+            own = (p[label] - 1) * scale
             for c in range(0, op.cols, w):
-                store_before(grad, c, op.cols, load_before(z, c, op.cols) * scale)
-            grad[label] = (z[label] - 1) * scale
+                store_before(grad, c, op.cols, load_before(p, c, op.cols) * scale)
+            grad[label] = own
 
 
 @kernel(LOSS)
@@ -59,13 +61,14 @@ def softmax_crossentropy(op, run, step, thread):
             # A target of 0 contributes nothing, also where the logit is infinite.
             behind = select(tv == 0, behind, muladd(tv, top - load_before(z, c, op.cols), behind))
         total = sum_lanes(weight)
-        op.value[r] = softmax_row(z, z, op.cols, top) * total + sum_lanes(behind)
+        p = offset(op.p, r * op.ld)
+        op.value[r] = softmax_row(z, p, op.cols, top) * total + sum_lanes(behind)
         if not is_null(op.grad):
             grad = offset(op.grad, r * op.ld)
             scale = row_scale(op, r)
             for c in range(0, op.cols, w):
                 store_before(
-                    grad, c, op.cols, (load_before(z, c, op.cols) * total - load_before(t, c, op.cols)) * scale
+                    grad, c, op.cols, (load_before(p, c, op.cols) * total - load_before(t, c, op.cols)) * scale
                 )
 
 
@@ -76,6 +79,7 @@ def sigmoid_crossentropy(op, run, step, thread):
     w = lanes(op.z)
     for r in range(first, last):
         z = offset(op.z, r * op.ld)
+        p = offset(op.p, r * op.ld)
         t = offset(op.target, r * op.target_ld)
         grad = offset(op.grad, r * op.ld)
         scale = row_scale(op, r) / op.cols
@@ -85,12 +89,12 @@ def sigmoid_crossentropy(op, run, step, thread):
             tv = load_before(t, c, op.cols)
             e = exp(-absolute(x))  # in (0, 1]: no overflow for any logit
             # sigmoid and log1p share e.
-            p = select(x < 0, e, 1) / (e + 1)
+            y = select(x < 0, e, 1) / (e + 1)
             positive = select(x < 0, 0, x)
             total = total + keep_first(positive - x * tv + log1p(e), op.cols - c)
-            store_before(z, c, op.cols, p)
+            store_before(p, c, op.cols, y)
             if not is_null(op.grad):
-                store_before(grad, c, op.cols, (p - tv) * scale)
+                store_before(grad, c, op.cols, (y - tv) * scale)
         op.value[r] = sum_lanes(total) / op.cols
 
 

@@ -193,7 +193,8 @@ def divide_by_root(m, v, epsilon):
     rounded operations: three roundings follow each other.
 
     Where the CPU has estimates of 14 bits, one step of Newton's iteration each makes the root and the quotient of them:
-    8 multiply-adds instead of a square root and a division (AVX-512, data in the second-level cache: 5.4 ns a vector, all of Adam included, instead of 6.6).
+    8 multiply-adds instead of a square root and a division (AVX-512, data in the second-level cache: 5.4 ns a vector,
+    all of Adam included, instead of 6.6).
     """
     if not estimates(v):
         return m / (sqrt(v) + epsilon)

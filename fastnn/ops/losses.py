@@ -4,35 +4,51 @@ import numpy as np
 
 from fastnn.cpu import immediate
 from fastnn.cpu.memory import address
-from fastnn.ops.arrays import check_out, common, floats, rows_of
+from fastnn.ops.arrays import check_out, common, floats
 from fastnn.records import LOSS
 from fastnn.threads import get_num_threads
 
+ROW = 1024  # elements: losses that are a mean over all elements take them in rows of this length
+
 
 def _loss(
-    kernel: str, z: np.ndarray, target: np.ndarray, labels: bool, out: np.ndarray | None, *, columns_mean: bool
+    kernel: str, z: np.ndarray, target: np.ndarray, out: np.ndarray | None, *, by_rows: bool = False
 ) -> tuple[float, np.ndarray]:
-    """Mean loss over rows and its gradient with respect to z."""
-    shape = z.shape
-    cols = shape[-1] if z.ndim > 1 or not columns_mean else 1
-    work = np.array(z, order="C", copy=True).reshape(-1, cols)
-    grad = np.empty(shape, z.dtype) if out is None else check_out(out, shape, z.dtype)
-    flat = np.empty(work.shape, z.dtype)
-    value = np.empty(len(work), z.dtype)
-    if not work.size:
-        raise ValueError(f"the loss of an empty array of shape {shape} is not defined")
-    values = {
-        "z": address(work),
-        "grad": address(flat),
-        "value": address(value),
-        **rows_of(work),
-        "label" if labels else "target": address(target),
-        "target_ld": cols,
-        "scale": 1.0 / len(work),
-    }
-    immediate.run(f"losses.{kernel}", z.dtype.name, LOSS, values, work=40.0 * work.size, threads=get_num_threads())
-    grad[...] = flat.reshape(shape)
-    return float(value.sum(dtype=np.float64) / len(work)), grad
+    """Mean loss and its gradient with respect to z, whose rows stand for themselves if `by_rows`."""
+    if not z.size:
+        raise ValueError(f"the loss of an empty array of shape {z.shape} is not defined")
+    result = np.empty(z.shape, z.dtype) if out is None else check_out(out, z.shape, z.dtype)
+    flat = np.ascontiguousarray(z)
+    usable = result.flags.c_contiguous and result.flags.aligned
+    apart = not np.may_share_memory(result, target) and (not np.may_share_memory(result, flat) or result is z)
+    grad = result if usable and apart else np.empty(z.shape, z.dtype)
+    cols = z.shape[-1] if by_rows else min(z.size, ROW)
+    total = 0.0
+    first = 0
+    while first < z.size:  # once, and once more for what is left of a whole number of rows
+        rows, width = ((z.size - first) // cols, cols) if z.size - first >= cols else (1, z.size - first)
+        value = np.empty(rows, z.dtype)
+        at = first * z.itemsize
+        values = {
+            "z": address(flat) + at,
+            "p": address(grad) + at,
+            "grad": address(grad) + at,
+            "value": address(value),
+            "rows": rows,
+            "cols": width,
+            "ld": width,
+            "target_ld": width,
+            # Kernels divide by the columns where the loss is a mean over them.
+            "scale": 1.0 / rows if by_rows else width / z.size,
+        }
+        values["label" if target.dtype == np.int64 else "target"] = address(target) + (0 if by_rows else at)
+        size = rows * width
+        immediate.run(f"losses.{kernel}", z.dtype.name, LOSS, values, work=40.0 * size, threads=get_num_threads())
+        total += float(value.sum(dtype=np.float64)) * (1.0 / rows if by_rows else width / z.size)
+        first += size
+    if grad is not result:
+        result[...] = grad
+    return total, result
 
 
 def _same_shape(first: object, second: object, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +98,7 @@ def bce_with_logits(z: object, t: object, out: np.ndarray | None = None) -> tupl
     zs, ts = _same_shape(z, t, ("z", "t"))
     if ts.size and not (ts.min() >= 0 and ts.max() <= 1):
         raise ValueError(f"t must lie between 0 and 1, got values from {ts.min()} to {ts.max()}")
-    return _loss("sigmoid_crossentropy", zs, ts, False, out, columns_mean=True)
+    return _loss("sigmoid_crossentropy", zs, ts, out)
 
 
 def softmax_cross_entropy(z: object, t: object, out: np.ndarray | None = None) -> tuple[float, np.ndarray]:
@@ -131,11 +147,11 @@ def softmax_cross_entropy(z: object, t: object, out: np.ndarray | None = None) -
             raise ValueError(
                 f"t must hold class numbers from 0 to {zs.shape[1] - 1}, got {labels.min()} to {labels.max()}"
             )
-        return _loss("sparse_softmax_crossentropy", zs, labels, True, out, columns_mean=False)
+        return _loss("sparse_softmax_crossentropy", zs, labels, out, by_rows=True)
     zs, ts = _same_shape(zs, t, ("z", "t"))
     if ts.size and not (ts.min() >= 0 and ts.max() <= 1):
         raise ValueError(f"t must lie between 0 and 1, got values from {ts.min()} to {ts.max()}")
-    return _loss("softmax_crossentropy", zs, ts, False, out, columns_mean=False)
+    return _loss("softmax_crossentropy", zs, ts, out, by_rows=True)
 
 
 def mse(y: object, t: object, out: np.ndarray | None = None) -> tuple[float, np.ndarray]:
@@ -162,4 +178,4 @@ def mse(y: object, t: object, out: np.ndarray | None = None) -> tuple[float, np.
     (2.0, array([0., 2.], dtype=float32))
     """
     ys, ts = _same_shape(y, t, ("y", "t"))
-    return _loss("mean_squared_error", ys, ts, False, out, columns_mean=True)
+    return _loss("mean_squared_error", ys, ts, out)
