@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -292,6 +293,37 @@ class ModelCheckpoint(_Monitor):
         (self.model.save_weights if self.save_weights_only else self.model.save)(path)
         if self.verbose:
             print(f"epoch {epoch + 1}: saved {path}")
+
+
+class LearningRateScheduler(Callback):
+    """Set the optimizer's learning rate before each epoch.
+
+    Parameters
+    ----------
+    schedule : callable
+        ``schedule(epoch, learning_rate)`` returns the epoch's learning rate; epochs count from 0.
+    verbose : int
+        1 prints each.
+
+    Examples
+    --------
+    >>> import fastnn
+    >>> halve = fastnn.callbacks.LearningRateScheduler(lambda epoch, rate: 0.002 * 0.5**epoch)
+    """
+
+    def __init__(self, schedule: Callable[[int, float], float], verbose: int = 0) -> None:
+        if not callable(schedule):
+            raise TypeError(f"schedule must be a function of the epoch and the learning rate, got {schedule!r}")
+        self.schedule = schedule
+        self.verbose = verbose
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        """Ask the schedule."""
+        optimizer = self.model.optimizer
+        assert optimizer is not None
+        optimizer.learning_rate = self.schedule(epoch, optimizer.learning_rate)
+        if self.verbose:
+            print(f"epoch {epoch + 1}: learning rate {optimizer.learning_rate:g}")
 
 
 class ProgressBar(Callback):

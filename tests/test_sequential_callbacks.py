@@ -1,4 +1,4 @@
-"""Callbacks: the order of calls, EarlyStopping and ModelCheckpoint."""
+"""Callbacks: the order of calls, and each callback."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import reference as ref
 
 import fastnn
 from fastnn import layers, optimizers
-from fastnn.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from fastnn.callbacks import Callback, EarlyStopping, LearningRateScheduler, ModelCheckpoint
 
 RNG = np.random.default_rng(2)
 X, Y = RNG.standard_normal((20, 3)), RNG.standard_normal((20, 1))
@@ -240,3 +240,34 @@ def test_checkpoint_of_the_best_only(tmp_path, mode, best):
 def test_checkpoint_names_may_hold_logs(tmp_path):
     drive(ModelCheckpoint(str(tmp_path / "{epoch}-{val_loss:.1f}.safetensors")), [3, 1])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1-3.0.safetensors", "2-1.0.safetensors"]
+
+
+def test_learning_rate_scheduler(capsys):
+    asked, used = [], []
+
+    class Look(Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            used.append(self.model.optimizer.learning_rate)
+
+    def schedule(epoch, rate):
+        asked.append((epoch, rate))
+        return rate / 2
+
+    model, twin = small_model(), small_model()
+    scheduler = LearningRateScheduler(schedule, verbose=1)
+    model.fit(X, Y, epochs=2, shuffle=False, verbose=0, callbacks=[scheduler, Look()])
+    assert asked == [(0, 0.05), (1, 0.025)]
+    assert used == [0.025, 0.0125]
+    assert capsys.readouterr().out == "epoch 1: learning rate 0.025\nepoch 2: learning rate 0.0125\n"
+    for rate in used:
+        twin.optimizer.learning_rate = rate
+        twin.fit(X, Y, shuffle=False, verbose=0)
+    for ours, expected in zip(model.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_learning_rate_scheduler_refuses_what_is_no_rate():
+    with pytest.raises(TypeError, match="schedule must be a function"):
+        LearningRateScheduler(0.1)
+    with pytest.raises(ValueError, match="learning_rate must be a finite number >= 0, got -1"):
+        small_model().fit(X, Y, verbose=0, callbacks=[LearningRateScheduler(lambda epoch, rate: -1)])
