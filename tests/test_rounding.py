@@ -17,7 +17,7 @@ def quotient(m, v, epsilon):
     p, g, m, v = np.zeros_like(m), np.zeros_like(m), m.copy(), v.copy()
     values = {"p": address(p), "s0": address(m), "s1": address(v), "g": address(g), "n": p.size}
     values |= {"epsilon": epsilon, "decay_1": 0.0, "decay_2": 0.0}
-    immediate.run("optimizers.adam_flat", p.dtype.name, UPDATE, values, work=0, threads=1, rate=1.0)
+    immediate.run("optimizers.adam_flat", p.dtype, UPDATE, values, work=0, threads=1, rate=1.0)
     return p
 
 

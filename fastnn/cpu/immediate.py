@@ -17,7 +17,8 @@ from fastnn.records import DIRECT, FORWARD, GEMM, RUN, SLOT, Record
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t)
 # Small products keep the interpreter's lock: they take less time than giving it away and getting it back may.
 ENTRY = ctypes.PYFUNCTYPE(ctypes.c_ssize_t, ctypes.c_void_p, *[ctypes.c_ssize_t] * 4)
-TOGETHER = 8e6  # operations above which helpers are worth waking
+TOGETHER = 3e7  # operations above which helpers are worth waking: 150 us of one core, in which they arrive
+NAMES = {4: "float32", 8: "float64"}
 
 
 @functools.cache
@@ -50,10 +51,12 @@ class _Memory(threading.local):
 _memory = _Memory()
 
 
-def run(name: str, dtype: str, record: Record, values: dict, *, work: float, threads: int, rate: float = 0.0) -> None:
+def run(
+    name: str, dtype: np.dtype, record: Record, values: dict, *, work: float, threads: int, rate: float = 0.0
+) -> None:
     """Run one kernel on a record with these field values (arrays stand for their addresses)."""
     memory = _memory
-    where, kernel = function(name, dtype)
+    where, kernel = function(name, NAMES[dtype.itemsize])
     values["kernel"] = where
     record.pack_into(memory.records, 0, values)
     memory.rate[0] = rate
@@ -78,7 +81,8 @@ def lay_out(
     alpha: float,
 ) -> Callable:
     """Write the records of a product to `memory`; returns its kernel."""
-    dtype, size = out.dtype.name, out.itemsize
+    size = out.itemsize
+    dtype = NAMES[size]
     (m, k), n = a.shape, b.shape[1]
     a_row, a_col, b_row, b_col, c_row, c_col = (s // size for s in (*a.strides, *b.strides, *out.strides))
     cut = blocking.blocks(m, n, k, dtype)

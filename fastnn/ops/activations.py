@@ -21,7 +21,7 @@ def _map(kernel: str, x: object, out: np.ndarray | None, alpha: float = 0.0, nam
     if flat.size:
         values = {"x": address(flat), "y": address(target), "n": flat.size, "alpha": alpha}
         immediate.run(
-            f"activations.{kernel}", flat.dtype.name, MAP, values, work=20.0 * flat.size, threads=get_num_threads()
+            f"activations.{kernel}", flat.dtype, MAP, values, work=20.0 * flat.size, threads=get_num_threads()
         )
     if target is not result:
         result[...] = target
@@ -126,7 +126,7 @@ def softmax(x: object, out: np.ndarray | None = None) -> np.ndarray:
     if flat.size:
         values = {"x": address(flat), "y": address(target), **rows_of(flat)}
         immediate.run(
-            "activations.softmax_rows", flat.dtype.name, MAP, values, work=30.0 * flat.size, threads=get_num_threads()
+            "activations.softmax_rows", flat.dtype, MAP, values, work=30.0 * flat.size, threads=get_num_threads()
         )
     if out is None:
         return target
@@ -221,7 +221,7 @@ def softmax_derivative(y: object, grad: object, out: np.ndarray | None = None) -
     if s.size:
         values = {"x": address(s), "g": address(g), "y": address(target), **rows_of(s)}
         immediate.run(
-            "activations.softmax_gradient", s.dtype.name, MAP, values, work=5.0 * s.size, threads=get_num_threads()
+            "activations.softmax_gradient", s.dtype, MAP, values, work=5.0 * s.size, threads=get_num_threads()
         )
     if out is None:
         return target

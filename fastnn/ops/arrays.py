@@ -10,7 +10,11 @@ def floats(value: object, name: str) -> np.ndarray:
     if type(value) is np.ndarray and value.flags.aligned and (value.dtype is FLOAT32 or value.dtype is FLOAT64):
         return value  # the usual case, at once; aligned means that strides are whole elements, too
     array = np.asarray(value)
-    if array.dtype.kind not in "biu" and array.dtype.name not in ("float32", "float64"):
+    if (
+        array.dtype.kind not in "biu"
+        and array.dtype not in (FLOAT32, FLOAT64)
+        and array.dtype.newbyteorder("=") not in (FLOAT32, FLOAT64)
+    ):
         raise TypeError(f"{name} must be an array of float32, float64, integers or bools, got dtype {array.dtype}")
     if array.dtype.kind != "f":
         array = array.astype(np.float64 if isinstance(value, np.ndarray | np.generic) else np.float32)
@@ -54,7 +58,7 @@ def in_place(array: object, name: str, like: np.ndarray | None = None) -> np.nda
     """An array that a kernel may update: contiguous float32 or float64, of the dtype and shape of `like`."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} must be an array, since it is updated in place; got {type(array).__name__}")
-    if array.dtype.name not in ("float32", "float64") or not array.dtype.isnative:
+    if array.dtype not in (FLOAT32, FLOAT64):
         raise TypeError(f"{name} must have dtype float32 or float64, got {array.dtype}")
     if like is not None and array.dtype != like.dtype:
         raise TypeError(f"{name} must have the dtype of param, {like.dtype}, got {array.dtype}")

@@ -43,7 +43,7 @@ def _loss(
         }
         values["label" if target.dtype == np.int64 else "target"] = address(target) + (0 if by_rows else at)
         size = rows * width
-        immediate.run(f"losses.{kernel}", z.dtype.name, LOSS, values, work=40.0 * size, threads=get_num_threads())
+        immediate.run(f"losses.{kernel}", z.dtype, LOSS, values, work=40.0 * size, threads=get_num_threads())
         total += float(value.sum(dtype=np.float64)) * (1.0 / rows if by_rows else width / z.size)
         first += size
     if grad is not result:

@@ -23,7 +23,7 @@ def _update(kernel: str, arrays: dict[str, np.ndarray], grad: object, rate: floa
         values |= {"g": address(flat), "n": param.size, **constants}
         immediate.run(
             f"optimizers.{kernel}_flat",
-            param.dtype.name,
+            param.dtype,
             UPDATE,
             values,
             work=20.0 * param.size,
