@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 
-from fastnn.cpu import loader, team
+from fastnn.cpu import loader, placement, team
 from fastnn.cpu.blocking import SHARES
 from fastnn.cpu.memory import address
 from fastnn.records import RUN, SLOT
@@ -23,7 +23,7 @@ class Crowd:
     def __init__(self) -> None:
         self._busy = threading.Lock()
         self._helpers: list[threading.Lock] = []
-        self._counters = np.full(16, SHARES, np.int64)
+        self._counters = np.full(24, SHARES, np.int64)
         self._run = bytearray(SLOT)
         fields = {"threads": SHARES, "team": address(self._counters), "yields": team.yield_address()}
         RUN.pack_into(self._run, 0, fields)
@@ -51,10 +51,13 @@ class Crowd:
     def _hire(self) -> None:
         gate = threading.Lock()
         gate.acquire()
-        threading.Thread(target=self._help, args=(gate,), name="fastnn-helper", daemon=True).start()
+        threading.Thread(
+            target=self._help, args=(gate, placement.elsewhere()), name="fastnn-helper", daemon=True
+        ).start()
         self._helpers.append(gate)
 
-    def _help(self, gate: threading.Lock) -> None:
+    def _help(self, gate: threading.Lock, cpus: set[int]) -> None:
+        placement.keep_to(cpus)
         while True:
             gate.acquire()
             self._enter(self._at, 1)

@@ -27,7 +27,7 @@ from fastnn.cpu.simd import (
 from fastnn.records import SLOT
 
 ARRIVED, PASSED, STOPPED = 0, 8, 16
-NEXT, FINISHED = 0, 8  # of `assist`
+NEXT, FINISHED, BACK = 0, 8, 16  # of `assist`: shares claimed, done, and claimed by helpers
 LINGER = 2000  # spins (about 50 us) that a helper waits for the next job: waking it takes the system as long
 SPINS = 400  # about 10 us, longer than any kernel's imbalance here; then the core is offered to somebody else
 
@@ -56,20 +56,27 @@ def barrier(run):
 def assist(run, thread):
     """Take shares of one kernel's work until none is left; thread 0 then waits for the others, who linger a while.
 
-    Who comes late, or not at all, costs nothing: shares are claimed, not assigned.  Thread -1 opens a job: its record
-    must be complete by then, since a thread that lingers from the job before may claim a share of this one.
+    Thread 0 takes them from the front, helpers from the back, so that what a core wrote in the last call it mostly
+    writes again in the next.  Who comes late, or not at all, costs nothing: shares are claimed, not assigned.
+
+    Thread -1 opens a job: its record must be complete by then, since a thread that lingers from the job before may
+    claim a share of this one.
     """
     team = run.team
     if thread < 0:
         store_release(team, FINISHED, 0)
+        store_release(team, BACK, 0)
         store_release(team, NEXT, 0)
         return
+    front = 0
     spins = 0
     while spins < LINGER:
-        share = SHARES
-        if load_acquire(team, NEXT) < SHARES:
-            share = fetch_add(team, NEXT, 1)
-        if share < SHARES:
+        if load_acquire(team, NEXT) < SHARES and fetch_add(team, NEXT, 1) < SHARES:
+            if thread == 0:
+                share = front
+                front += 1
+            else:
+                share = SHARES - 1 - fetch_add(team, BACK, 1)
             call_kernel(record_at(run.table), run, 0, share)
             fetch_add(team, FINISHED, 1)
             spins = 0

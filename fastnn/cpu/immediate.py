@@ -17,7 +17,7 @@ from fastnn.records import DIRECT, FORWARD, GEMM, RUN, SLOT, Record
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t)
 # Small products keep the interpreter's lock: they take less time than giving it away and getting it back may.
 ENTRY = ctypes.PYFUNCTYPE(ctypes.c_ssize_t, ctypes.c_void_p, *[ctypes.c_ssize_t] * 4)
-TOGETHER = 3e7  # operations above which helpers are worth waking: 150 us of one core, in which they arrive
+TOGETHER = 1e7  # operations above which helpers are worth waking: 50 us of one core, in which they arrive
 NAMES = {4: "float32", 8: "float64"}
 
 

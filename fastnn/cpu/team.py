@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
+from fastnn.cpu import placement
+
 MAIN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
 POLL = 0.05  # seconds between two looks at the step counter
 
@@ -44,6 +46,7 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+        self._cpus = placement.apart(threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastnn")
 
     def run(self, function: Callable[[int], None], halt: Callable[[], None], watch: Callable[[], None] | None) -> None:
@@ -56,6 +59,7 @@ class Team:
         refused: list[bool] = []
 
         def enter(thread: int) -> None:
+            placement.keep_to(self._cpus[thread])
             gate.wait()
             if not refused:
                 function(thread)

@@ -10,11 +10,7 @@ def floats(value: object, name: str) -> np.ndarray:
     if type(value) is np.ndarray and value.flags.aligned and (value.dtype is FLOAT32 or value.dtype is FLOAT64):
         return value  # the usual case, at once; aligned means that strides are whole elements, too
     array = np.asarray(value)
-    if (
-        array.dtype.kind not in "biu"
-        and array.dtype not in (FLOAT32, FLOAT64)
-        and array.dtype.newbyteorder("=") not in (FLOAT32, FLOAT64)
-    ):
+    if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and array.itemsize not in (4, 8)):
         raise TypeError(f"{name} must be an array of float32, float64, integers or bools, got dtype {array.dtype}")
     if array.dtype.kind != "f":
         array = array.astype(np.float64 if isinstance(value, np.ndarray | np.generic) else np.float32)
