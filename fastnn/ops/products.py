@@ -43,9 +43,11 @@ def matmul(a: object, b: object, out: np.ndarray | None = None) -> np.ndarray:
     array([[1., 2.],
            [3., 4.]])
     """
-    if type(a) is np.ndarray and type(b) is np.ndarray and a.ndim == 2 and b.ndim == 2 and a.dtype in KERNELS:
-        result = np.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out
-        if type(result) is np.ndarray and immediate.direct(a.dtype)(id(a), id(b), id(result), 0) == 0:
+    if type(a) is np.ndarray and type(b) is np.ndarray and a.ndim == 2 and b.ndim == 2:
+        dtype = a.dtype
+        run = immediate.plain(dtype) or (immediate.direct(dtype) if dtype in KERNELS else None)
+        result = np.empty((a.shape[0], b.shape[1]), dtype) if out is None else out
+        if run is not None and type(result) is np.ndarray and run(id(a), id(b), id(result), 0) == 0:
             return result
     x, w = common(floats(a, "a"), floats(b, "b"))
     if not 1 <= x.ndim <= 2 or not 1 <= w.ndim <= 2:
