@@ -80,7 +80,7 @@ GEMM = Record(
     kc="int",  # depth of one block of k
     rows="int",  # rows of C that one task computes
     panels="int",  # panels (of NR columns) of C that one task computes
-    scratch="T*",  # per thread: the panels of B, kc * NR each, then their partial tiles, rows * NR each
+    scratch="T*",  # per thread: panels of B (kc * NR), their partial tiles (rows * NR), a block of A (kc * rows)
     scratch_stride="int",
 )
 
@@ -183,8 +183,8 @@ DIRECT = Record(  # a small product of NumPy arrays (fastnn.cpu.direct)
     tiled="int",  # addresses of the kernels gemm, gemv_rows and gemv_columns
     rows="int",
     columns="int",
-    most="int",  # the largest m * n * k, and the largest k, that are computed here
-    kc="int",
+    most="int",  # the largest m * n * k that is computed here
+    kc="int",  # the largest depth of a block
 )
 
 # --- what the threads of one run share --------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def product(op, a, b, out, bias):
         return DECLINED  # where the error is raised
     if bias != 0 and (word(word(bias + SHAPE)) != n or word(word(bias + STRIDES)) != op.size):
         return DECLINED
-    if m * n * k == 0 or m * n * k > op.most or k > op.kc:
+    if m * n * k == 0 or m * n * k > op.most:
         return DECLINED
     low, high = extent(out, op.size)
     for operand in (a, b, bias):
@@ -90,7 +90,8 @@ def product(op, a, b, out, bias):
     gemm.a, gemm.a_row, gemm.a_col = elements(a, op), word(a_strides) // op.size, word(a_strides + 8) // op.size
     gemm.b, gemm.b_row, gemm.b_col = elements(b, op), word(b_strides) // op.size, word(b_strides + 8) // op.size
     gemm.m, gemm.n, gemm.k = m, n, k
-    gemm.kc = k
+    deep = (k + op.kc - 1) // op.kc
+    gemm.kc = (k + deep - 1) // deep
     gemm.rows = min((m + MR - 1) // MR, 8) * MR
     gemm.pack = gemm.b_col != 1 or m > 4 * MR
     forward.c = elements(out, op)

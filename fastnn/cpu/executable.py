@@ -34,7 +34,7 @@ def kernel_of(op: Op) -> str:
 
 def cut(op: Op, dtype: str) -> dict[str, int]:
     """How a product is divided into blocks and tasks."""
-    return blocking.blocks(_int(op, "m"), _int(op, "n"), _int(op, "k"), dtype)
+    return blocking.blocks(_int(op, "m"), _int(op, "n"), _int(op, "k"), dtype, _int(op, "a_col"))
 
 
 class Table:

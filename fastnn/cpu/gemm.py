@@ -12,8 +12,9 @@ bias gradient         A = ones (stride 0)      update the bias
 ====================  =======================  ==================================
 
 C is never written here: each finished tile is handed, while it is in the first-level cache, to the epilogue that the
-record names.  A is read in place.  B is read in place where its rows are contiguous and whole vectors wide, and copied
-panel by panel (k x NR, contiguous) otherwise or where that is faster.
+record names.  A is read in place, or block by block from a copy where it is too large for the second-level cache.  B is
+read in place where its rows are contiguous and whole vectors wide, and copied panel by panel (k x NR, contiguous)
+otherwise or where that is faster.
 
 The work is cut into tasks by shape alone (a panel of columns, a block of rows), so every element of C is computed
 by the same operations in the same order whatever the number of threads.
@@ -61,28 +62,28 @@ def make_block(vectors):
     full, t8, t4, t2, t1 = [tiles[0]] * (5 - len(tiles)) + tiles
 
     @device
-    def block(op, run, step, a, b, b_row, k, partial, i, j, rows, cols, first, last):
+    def block(op, run, step, a, a_row, a_col, b, b_row, k, partial, i, j, rows, cols, first, last):
         width = vectors * lanes(a)
         r = 0
         while r < rows:
             tile = offset(partial, r * width)
-            at = offset(a, r * op.a_row)
+            at = offset(a, r * a_row)
             left = rows - r
             if left >= MR:
                 height = MR
-                full(at, op.a_row, op.a_col, b, b_row, k, tile, first)
+                full(at, a_row, a_col, b, b_row, k, tile, first)
             elif left >= 8:
                 height = 8
-                t8(at, op.a_row, op.a_col, b, b_row, k, tile, first)
+                t8(at, a_row, a_col, b, b_row, k, tile, first)
             elif left >= 4:
                 height = 4
-                t4(at, op.a_row, op.a_col, b, b_row, k, tile, first)
+                t4(at, a_row, a_col, b, b_row, k, tile, first)
             elif left >= 2:
                 height = 2
-                t2(at, op.a_row, op.a_col, b, b_row, k, tile, first)
+                t2(at, a_row, a_col, b, b_row, k, tile, first)
             else:
                 height = 1
-                t1(at, op.a_row, op.a_col, b, b_row, k, tile, first)
+                t1(at, a_row, a_col, b, b_row, k, tile, first)
             if last:
                 call_epilogue(op, run, step, tile, width, i + r, j, height, cols)
             r += height
@@ -135,6 +136,7 @@ def gemm(op, run, step, thread):
     first, last = share(tasks, thread, run.threads)
     scratch = offset(op.scratch, thread * op.scratch_stride)
     partials = offset(scratch, op.kc * columns)
+    block_of_a = offset(partials, op.rows * columns)
     for task in range(first, last):
         left = task // blocks * columns
         right = min(left + columns, op.n)
@@ -147,6 +149,13 @@ def gemm(op, run, step, thread):
             k = min(op.kc, op.k - p)
             done = p + k >= op.k
             a = offset(op.a, i * op.a_row + p * op.a_col)
+            a_row = op.a_row
+            a_col = op.a_col
+            if op.panels > 1:  # each element is read once a panel: worth a copy that is compact, k x rows
+                pack_panel(a, a_col, a_row, k, rows, op.rows, block_of_a)
+                a = block_of_a
+                a_row = 1
+                a_col = op.rows
             for j in range(left, right, nr):
                 cols = min(nr, right - j)
                 width = nr if cols > w else w
@@ -160,9 +169,9 @@ def gemm(op, run, step, thread):
                     b_row = width
                 partial = offset(partials, (j - left) * op.rows)
                 if width == nr:
-                    block_wide(op, run, step, a, b, b_row, k, partial, i, j, rows, cols, p == 0, done)
+                    block_wide(op, run, step, a, a_row, a_col, b, b_row, k, partial, i, j, rows, cols, p == 0, done)
                 else:
-                    block_narrow(op, run, step, a, b, b_row, k, partial, i, j, rows, cols, p == 0, done)
+                    block_narrow(op, run, step, a, a_row, a_col, b, b_row, k, partial, i, j, rows, cols, p == 0, done)
             p += op.kc
             if done:
                 break

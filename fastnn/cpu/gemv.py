@@ -4,8 +4,10 @@ Every element of B is used once, so its memory traffic is the time, and the tile
 use elements several times) does not fit.  Same record, same epilogues.
 """
 
+from fastnn.cpu.blocking import CPU
 from fastnn.cpu.gemm import make_tile
 from fastnn.cpu.jit import device, kernel
+from fastnn.cpu.ragged import load_before
 from fastnn.cpu.share import share
 from fastnn.cpu.simd import (
     call_epilogue,
@@ -20,7 +22,7 @@ from fastnn.cpu.simd import (
 )
 from fastnn.records import GEMM
 
-WIDE = 8  # vectors: as many independent sums as two FMA ports with a latency of 4 can hold
+WIDE = CPU.registers // 2  # vectors of C at once: long pieces of the rows of B, and sums enough to hide the latency
 
 row_wide = make_tile(1, WIDE)
 row_narrow = make_tile(1, 1)
@@ -54,26 +56,43 @@ def gemv_rows(op, run, step, thread):
 
 
 @device
-def dot(a, b, k):
-    """The dot product of two contiguous vectors, in a fixed order: four running sums."""
+def dots(a, b, b_col, k, out):
+    """Four dot products of the contiguous vector `a`, with b and the three columns after it, in a fixed order."""
     w = lanes(a)
+    b1, b2, b3 = offset(b, b_col), offset(b, 2 * b_col), offset(b, 3 * b_col)
     s0, s1, s2, s3 = splat(a, 0), splat(a, 0), splat(a, 0), splat(a, 0)
+    t0, t1, t2, t3 = splat(a, 0), splat(a, 0), splat(a, 0), splat(a, 0)
     p = 0
-    while p + 4 * w <= k:
-        s0 = muladd(load(a, p), load(b, p), s0)
-        s1 = muladd(load(a, p + w), load(b, p + w), s1)
-        s2 = muladd(load(a, p + 2 * w), load(b, p + 2 * w), s2)
-        s3 = muladd(load(a, p + 3 * w), load(b, p + 3 * w), s3)
-        p += 4 * w
+    while p + 2 * w <= k:
+        x = load(a, p)
+        y = load(a, p + w)
+        s0, t0 = muladd(x, load(b, p), s0), muladd(y, load(b, p + w), t0)
+        s1, t1 = muladd(x, load(b1, p), s1), muladd(y, load(b1, p + w), t1)
+        s2, t2 = muladd(x, load(b2, p), s2), muladd(y, load(b2, p + w), t2)
+        s3, t3 = muladd(x, load(b3, p), s3), muladd(y, load(b3, p + w), t3)
+        p += 2 * w
     while p < k:
-        s0 = muladd(load_first(a, p, k - p), load_first(b, p, k - p), s0)
+        x = load_first(a, p, k - p)
+        s0 = muladd(x, load_first(b, p, k - p), s0)
+        s1 = muladd(x, load_first(b1, p, k - p), s1)
+        s2 = muladd(x, load_first(b2, p, k - p), s2)
+        s3 = muladd(x, load_first(b3, p, k - p), s3)
         p += w
-    return sum_lanes((s0 + s1) + (s2 + s3))
+    out[0], out[1], out[2], out[3] = sum_lanes(s0 + t0), sum_lanes(s1 + t1), sum_lanes(s2 + t2), sum_lanes(s3 + t3)
+
+
+@device
+def dot(a, b, k):
+    """The dot product of two contiguous vectors."""
+    s = splat(a, 0)
+    for p in range(0, k, lanes(a)):
+        s = muladd(load_before(a, p, k), load_before(b, p, k), s)
+    return sum_lanes(s)
 
 
 @kernel(GEMM)
 def gemv_columns(op, run, step, thread):
-    """For B with contiguous columns: one dot product for each element of C.  A is contiguous."""
+    """For B with contiguous columns: dot products, four at once.  A is contiguous."""
     w = lanes(op.a)
     width = WIDE * w
     chunks = (op.n + width - 1) // width
@@ -82,6 +101,11 @@ def gemv_columns(op, run, step, thread):
     for chunk in range(first, last):
         left = chunk * width
         cols = min(width, op.n - left)
-        for c in range(cols):
+        c = 0
+        while c + 4 <= cols:
+            dots(op.a, offset(op.b, (left + c) * op.b_col), op.b_col, op.k, offset(tile, c))
+            c += 4
+        while c < cols:
             tile[c] = dot(op.a, offset(op.b, (left + c) * op.b_col), op.k)
+            c += 1
         call_epilogue(op, run, step, tile, width, 0, left, 1, cols)

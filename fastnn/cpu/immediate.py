@@ -86,7 +86,7 @@ def lay_out(
     dtype = NAMES[size]
     (m, k), n = a.shape, b.shape[1]
     a_row, a_col, b_row, b_col, c_row, c_col = (s // size for s in (*a.strides, *b.strides, *out.strides))
-    cut = blocking.blocks(m, n, k, dtype)
+    cut = blocking.blocks(m, n, k, dtype, a_col)
     stride = blocking.scratch(dtype, **cut)
     where, kernel = function(blocking.product(m, b_row, b_col, a_col), dtype)
     epilogue = function(f"activations.{activation}_forward", dtype)[0]
