@@ -145,7 +145,7 @@ def _content(name: str) -> bytes:
     raise DatasetError(
         f"MNIST is not on this machine and could not be downloaded: {name} is not in {looked}. Set FASTNN_DATA to a "
         "directory that holds the four files of MNIST (.gz or not, there or in a folder mnist), or use "
-        "fastnn.datasets.load_digits(), which needs no network. Tried:\n" + "\n".join(failures)
+        "fastnn.datasets.load_digits(), which needs no network.\nTried:\n" + "\n".join(failures)
     )
 
 
