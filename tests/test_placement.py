@@ -19,7 +19,6 @@ def test_threads_of_a_team_keep_apart():
     threads = min(2, len(before))
     seen = {}
     with team.borrow(2) as crew:
-        crew._cpus = placement.apart(threads) if threads == 2 else [set(), set()]
         crew.run(lambda thread: seen.update({thread: os.sched_getaffinity(0)}), lambda: None, None)
     if threads == 2:
         assert not seen[0] & seen[1]
@@ -27,9 +26,34 @@ def test_threads_of_a_team_keep_apart():
     assert os.sched_getaffinity(0) == before
 
 
+@linux
+def test_a_team_follows_the_process():
+    """Moved to fewer CPUs, and back: the same team runs where the process may."""
+    before = os.sched_getaffinity(0)
+    seen = []
+
+    def look(thread):
+        seen.append(os.sched_getaffinity(0))
+
+    with team.borrow(2) as crew:
+        crew.run(lambda thread: None, lambda: None, None)
+        try:
+            os.sched_setaffinity(0, {min(before)})
+            assert placement.allowed() == [min(before)]
+            crew.run(look, lambda: None, None)
+            assert seen == [{min(before)}] * 2
+        finally:
+            os.sched_setaffinity(0, before)
+        seen.clear()
+        crew.run(look, lambda: None, None)
+    assert all(cpus <= before for cpus in seen)
+    if len(before) >= 2:
+        assert not seen[0] & seen[1]
+
+
 def test_more_threads_than_cpus_go_anywhere():
     count = len(placement.allowed())
-    assert placement.apart(count + 1) == [set()] * (count + 1)
+    assert placement.apart(count + 1) == [set(placement.allowed())] * (count + 1)
     if count:
         groups = placement.apart(count)
         assert sorted(cpu for group in groups for cpu in group) == placement.allowed()

@@ -49,14 +49,14 @@ class _Memory(threading.local):
         return address(self._scratch)
 
 
-_memory = _Memory()
+MEMORY = _Memory()
 
 
 def run(
     name: str, dtype: np.dtype, record: Record, values: dict, *, work: float, threads: int, rate: float = 0.0
 ) -> None:
     """Run one kernel on a record with these field values (arrays stand for their addresses)."""
-    memory = _memory
+    memory = MEMORY
     where, kernel = function(name, NAMES[dtype.itemsize])
     values["kernel"] = where
     record.pack_into(memory.records, 0, values)
@@ -68,8 +68,8 @@ def gemm(
     a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, activation: str, alpha: float, threads: int
 ) -> None:
     """``out = activation(a @ b + bias)`` for matrices with any strides of whole elements."""
-    kernel = lay_out(_memory, a, b, out, bias, activation, alpha)
-    _call(kernel, _memory, 2.0 * a.size * b.shape[1], threads)
+    kernel = lay_out(MEMORY, a, b, out, bias, activation, alpha)
+    _call(kernel, MEMORY, 2.0 * a.size * b.shape[1], threads)
 
 
 def lay_out(
@@ -130,17 +130,12 @@ class Direct:
 def direct(dtype: np.dtype, activation: str = "linear", alpha: float = 0.0) -> Callable[[int, int, int, int], int]:
     """``f(id(a), id(b), id(out), id(bias) or 0)``, which computes a small product and returns 0, or declines."""
     key = dtype if activation == "linear" else (dtype, activation, alpha)
-    found = _memory.products.get(key)
+    found = MEMORY.products.get(key)
     if found is None:
         made = Direct(dtype, activation, alpha)
-        _memory.owners.append(made)  # the call works in its memory
-        found = _memory.products[key] = made.call
+        MEMORY.owners.append(made)  # the call works in its memory
+        found = MEMORY.products[key] = made.call
     return found
-
-
-def plain(dtype: np.dtype) -> Callable[[int, int, int, int], int] | None:
-    """What `direct` returned for this dtype, if it was asked before: half a microsecond less."""
-    return _memory.products.get(dtype)
 
 
 def _call(kernel: Callable, memory: _Memory, work: float, threads: int) -> None:

@@ -16,10 +16,10 @@ def allowed() -> list[int]:
 
 
 def apart(threads: int) -> list[set[int]]:
-    """Disjoint sets of CPUs for the threads of a team; empty ones where there are fewer CPUs than threads."""
+    """Disjoint sets of CPUs for the threads of a team; all of them for each where there are fewer than threads."""
     cpus = allowed()
     if threads > len(cpus):
-        return [set()] * threads
+        return [set(cpus)] * threads
     return [set(cpus[i::threads]) for i in range(threads)]
 
 

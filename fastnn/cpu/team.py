@@ -46,7 +46,6 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._cpus = placement.apart(threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastnn")
 
     def run(self, function: Callable[[int], None], halt: Callable[[], None], watch: Callable[[], None] | None) -> None:
@@ -57,9 +56,10 @@ class Team:
         """
         gate = threading.Event()  # one thread alone would wait for the others at a barrier for ever
         refused: list[bool] = []
+        cpus = placement.apart(self.threads)  # asked anew, since the process may have been moved to other CPUs
 
         def enter(thread: int) -> None:
-            placement.keep_to(self._cpus[thread])
+            placement.keep_to(cpus[thread])
             gate.wait()
             if not refused:
                 function(thread)

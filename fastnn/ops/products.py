@@ -45,7 +45,7 @@ def matmul(a: object, b: object, out: np.ndarray | None = None) -> np.ndarray:
     """
     if type(a) is np.ndarray and type(b) is np.ndarray and a.ndim == 2 and b.ndim == 2:
         dtype = a.dtype
-        run = immediate.plain(dtype) or (immediate.direct(dtype) if dtype in KERNELS else None)
+        run = immediate.MEMORY.products.get(dtype) or (immediate.direct(dtype) if dtype in KERNELS else None)
         result = np.empty((a.shape[0], b.shape[1]), dtype) if out is None else out
         if run is not None and type(result) is np.ndarray and run(id(a), id(b), id(result), 0) == 0:
             return result
