@@ -162,7 +162,6 @@ class Executable:
         first: int = 0,
         stop: int | None = None,
         watch: Callable[[int], None] | None = None,
-        crew: "team.Team | None" = None,
     ) -> None:
         """Run the steps [first, stop) that `rows` rows of the bound arrays make.
 
@@ -174,8 +173,6 @@ class Executable:
             Training steps done before step 0.
         watch : callable, optional
             Called now and then with the number of steps done.
-        crew : Team, optional
-            The threads to use; borrowed if not given.
         """
         steps = -(-rows // self.rows)
         stop = steps if stop is None else stop
@@ -190,11 +187,8 @@ class Executable:
             return
         self._team[:] = 0
         record["first"], record["stop"] = first, stop
-        if crew is None:
-            with team.borrow(self.threads) as borrowed:
-                assert borrowed is not None
-                self._together(borrowed, watch)
-        else:
+        with team.borrow(self.threads) as crew:
+            assert crew is not None
             self._together(crew, watch)
 
     def _alone(self, first: int, stop: int) -> None:
