@@ -76,11 +76,15 @@ GEMM = Record(
     a_col="int",
     b_row="int",
     b_col="int",
-    pack="int",  # 1: copy each panel of B into scratch before use
+    pack="int",  # 1: copy panels of B into scratch before use
+    copy="int",  # 1: copy blocks of A into scratch before use
     kc="int",  # depth of one block of k
-    rows="int",  # rows of C that one task computes
     panels="int",  # panels (of NR columns) of C that one task computes
-    scratch="T*",  # per thread: panels of B (kc * NR), their partial tiles (rows * NR), a block of A (kc * rows)
+    rows="int",  # rows of C that one task computes
+    block="int",  # rows of A that are used together
+    kept="int",  # rows of packed B for which there is room: kc, or k if they are kept from task to task
+    partial="int",  # rows of C for which there is room between two blocks of k
+    scratch="T*",  # per thread: panels of B (kept * columns), partial tiles (partial * columns), a block of A
     scratch_stride="int",
 )
 
@@ -206,4 +210,6 @@ RUN = Record(
     yields="int",  # address of the operating system's yield
     done="i64*",  # the step that comes next: read by the caller while the team works
     halt="i64*",  # set by the caller: stop after this step
+    worker="int",  # which helper this record belongs to (fastnn.cpu.crowd)
+    ready="i64*",  # the columns of B that this helper has packed, or 0 where threads are not helpers
 )

@@ -172,8 +172,9 @@ def test_shares_cover_the_product(shape, layout, dtype):
     for threads, order in ((2, (1, 0)), (3, (0, 1, 2)), (3, (2, 0, 1)), (50, range(50))):
         out = np.full((m, n), np.nan, dtype)
         memory = immediate._Memory()
-        memory.scratch(1 << 24)  # enough for 50 shares
-        kernel = immediate.lay_out(memory, a, b, out, None, "linear", 0.0)
+        _, stride = immediate.lay_out(memory, a, b, out, None, "linear", 0.0)
+        memory.scratch(threads * stride)
+        kernel, _ = immediate.lay_out(memory, a, b, out, None, "linear", 0.0)
         run = bytearray(256)
         RUN.pack_into(run, 0, {"threads": threads})
         run = np.frombuffer(run, np.uint8)
@@ -202,17 +203,17 @@ def test_above_the_threshold(dtype):
     assert outs[0].tobytes() == outs[1].tobytes() == outs[2].tobytes()
 
 
-def test_a_product_of_several_panels_a_task(monkeypatch):
-    """Where A outgrows the second-level cache a task takes several panels; such a cut on a small product."""
-    m, k, n = 2 * MR + 1, 70, 9 * blocking.columns("float32") + 5
+@pytest.mark.parametrize("pack", [0, 1])
+@pytest.mark.parametrize("copy", [0, 1])
+@pytest.mark.parametrize("kept", [24, 70])
+def test_a_large_product_in_small(pack, copy, kept, monkeypatch):
+    """Several panels and blocks of rows a task, several blocks of k: such a cut on a small product."""
+    m, k, n = 4 * MR + 1, 70, 9 * blocking.columns("float32") + 5
     a, b = random((m, k), "float32", 1), random((k, n), "float32", 2)
-    monkeypatch.setattr(blocking, "blocks", lambda *shape: {"kc": 24, "rows": MR, "panels": 4})
-    immediate.MEMORY.products.clear()
-    try:
-        for layouts in itertools.product(LAYOUTS, repeat=2):
-            check(a, b, (*layouts, "plain"))
-    finally:
-        immediate.MEMORY.products.clear()
+    cut = {"kc": 24, "panels": 4, "rows": 2 * MR, "block": MR, "partial": 2 * MR, "copy": copy, "kept": kept}
+    monkeypatch.setattr(blocking, "blocks", lambda *shape: {**cut, "pack": int(pack or shape[-1] != 1)})
+    for layouts in itertools.product(LAYOUTS, repeat=2):
+        check(a, b, (*layouts, "plain"))
 
 
 # --- NaN and infinity -----------------------------------------------------------------------------------------------
@@ -260,21 +261,23 @@ def test_blocks_fit_the_machine(dtype):
     assert CPU.registers >= MR * blocking.NV + blocking.NV + 1
     sizes = (0, 1, 2, 63, 64, 65, 127, 128, 255, 256, 257, 784, 1000, 4096, 60_000)
     for m, n, k in itertools.product(sizes, repeat=3):
-        cut = blocking.blocks(m, n, k, dtype)
-        kc, rows, panels = cut["kc"], cut["rows"], cut["panels"]
-        assert kc >= 1
-        count = -(-k // kc) or 1
-        assert kc * count - max(k, 1) < count, "blocks of k are of equal depth, but for the remainder"
-        assert kc <= 64 or kc * nr * size <= 3 * caches["L1"] // 4
-        assert rows % MR == 0
-        assert MR <= rows <= 8 * MR
-        assert panels in (1, 2, 4, 8)
-        if panels > 1:
-            assert m * kc * size > caches["L2"] // 2
-            assert -(-m // rows) * -(-n // (panels * nr)) >= blocking.TASKS
-        scratch = blocking.scratch(dtype, **cut)
-        assert scratch * size % 64 == 0
-        assert scratch >= max(panels * nr * (kc + rows), 8 * lanes)
+        for strides in ((k, 1, n, 1), (1, m, 1, k), (1024, 1, 1024, 1)):
+            cut = blocking.blocks(m, n, k, dtype, *strides)
+            kc, rows, panels = cut["kc"], cut["rows"], cut["panels"]
+            assert kc >= 1
+            count = -(-k // kc) or 1
+            assert kc * count - max(k, 1) < count, "blocks of k are of equal depth, but for the remainder"
+            assert kc <= 64 or kc * nr * size <= caches["L2"] // 16
+            assert rows % cut["block"] == 0
+            assert cut["block"] % MR == 0
+            assert 1 <= panels <= max(1, -(-n // nr))
+            assert panels == 1 or panels * nr * kc * size <= 2 * caches["L2"]
+            assert cut["pack"] or strides[-1] == 1
+            assert cut["kept"] in (kc, k)
+            assert cut["partial"] >= (rows if k > kc else MR)
+            scratch = blocking.scratch(dtype, cut)
+            assert scratch * size % 64 == 0
+            assert scratch * size <= 4 * 2**20 + 16 * caches["L2"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

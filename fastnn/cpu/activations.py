@@ -21,6 +21,7 @@ Softmax is not element-wise: it has kernels over rows, at the end.
 """
 
 from fastnn.cpu import vmath
+from fastnn.cpu.blocking import MR, NV
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
@@ -49,6 +50,15 @@ def forward(f):
     def apply(op, run, step, tile, tile_row, i, j, rows, cols):
         # tile: rows x cols, rows contiguous and padded to whole vectors; c: element strides c_row and c_col
         w = lanes(tile)
+        if rows == MR and cols == NV * w and op.c_col == 1:
+            for v in range(NV):
+                bias = splat(tile, 0.0)
+                if not is_null(op.bias):
+                    bias = load(op.bias, j + v * w)
+                for r in range(MR):
+                    y = f(load(tile, r * tile_row + v * w) + bias, op.alpha)
+                    store(op.c, (i + r) * op.c_row + j + v * w, y)
+            return
         for q in range(0, cols, w):
             bias = splat(tile, 0.0)
             if not is_null(op.bias):

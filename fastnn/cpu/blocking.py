@@ -12,10 +12,21 @@ Register tile, MR x NR.
     28 multiply-adds: 14 cycles of arithmetic, 8 of loads.  AVX2 (16 registers): 6 x 2 uses 12 + 2 + 1 = 15.
 
 Depth, KC.
-    A panel of B, KC x NR, is read again for every tile of rows and should stay in the first-level cache beside the rows
-    of A: KC * NR * size <= 3/4 L1.
+    A tile reads KC * NR elements of B and MR * KC of A from the second-level cache, 13 bytes a cycle in the example,
+    which prefetching hides.  A deep block pays because the tile itself is then stored and loaded less often:
+    KC * NR * size <= L2 / 16.
 
-    Worked example, 48 KiB, float32, NR = 32: KC <= 288, rounded down to 256: the panel takes 32 KiB.
+    Worked example, 2 MiB, float32, NR = 32: KC <= 1024.
+
+Block of A, MC x KC.
+    It is used for every panel of B, so it must survive in the second-level cache while a panel passes:
+    MC * KC * size <= L2 / 8.  Worked example: KC = 1024: 64 rows, 5 tiles.
+
+Panels of B, KC x NC.
+    They are packed once and come back for every block of A, from the third-level cache if they are many:
+    NC * KC * size <= 2 L2.
+
+The numbers are measured: `docs/performance.md`.
 """
 
 import functools
@@ -27,6 +38,7 @@ SHARES = 16  # of a single kernel's work (fastnn.cpu.crowd); always the same, fo
 TASKS = 16  # tasks a large product is cut into at least: even shares for teams of up to 8 threads
 NV = 2
 MR = {(512, 32): 14, (256, 16): 6, (128, 32): 12, (128, 16): 6}[CPU.simd_bits, CPU.registers]
+SIZES = {"float32": 4, "float64": 8}
 
 
 def columns(dtype: str) -> int:
@@ -36,39 +48,50 @@ def columns(dtype: str) -> int:
 
 def depth(dtype: str, k: int) -> int:
     """KC: how much of k one panel of B holds."""
-    size = 4 if dtype == "float32" else 8
-    limit = 3 * target.caches()["L1"] // 4 // (columns(dtype) * size)
+    limit = target.caches()["L2"] // 16 // (columns(dtype) * SIZES[dtype])
     kc = max(64, 1 << (limit.bit_length() - 1))
-    # Blocks of equal depth: k = 260 is 130 + 130, not 256 + 4.
+    # Blocks of equal depth: k = 1030 is 515 + 515, not 1024 + 6.
     blocks = -(-k // kc) or 1
     return -(-k // blocks) or 1
 
 
 @functools.cache
-def blocks(m: int, n: int, k: int, dtype: str, a_col: int = 1) -> dict[str, int]:
-    """How a product is cut: ``kc``, and the ``rows`` and ``panels`` of C that make one task.
+def blocks(m: int, n: int, k: int, dtype: str, a_row: int, a_col: int, b_row: int, b_col: int) -> dict[str, int]:
+    """How a product is cut: the fields of `fastnn.records.GEMM` from ``pack`` to ``partial``.
 
-    A decision by shape and layout alone, so that results do not depend on the number of threads.
-
-    Where a block of k of A does not stay in the second-level cache from one panel of B to the next, a task takes
-    several panels for its rows and works on a copy of them, as long as there are tasks enough for all threads.  If A is
-    transposed (its rows are not contiguous), the hardware cannot prefetch it and that pays earlier: 1024 x 1024 x 1024
-    with A transposed runs at 128 GFLOP/s with the copy and at 78 without.
+    A decision by shape and strides alone.  (It does not matter to the results: every element of C is a sum in the
+    order of k, however it is cut.)
     """
+    size, l2 = SIZES[dtype], target.caches()["L2"]
     kc = depth(dtype, k)
-    rows = min(-(-m // MR) or 1, 8) * MR  # 8 tiles: a multiple of the vectors' lanes, as a copy of A needs
-    panels = 1
-    size = 4 if dtype == "float32" else 8
-    if m * kc * size > target.caches()["L2"] // (2 if a_col == 1 else 4):
-        count = -(-n // columns(dtype))
-        while panels < 8 and 2 * panels <= count and -(-count // (2 * panels)) * -(-m // rows) >= TASKS:
-            panels *= 2
-    return {"kc": kc, "rows": rows, "panels": panels}
+    deep = k > kc
+    tiles, panels = -(-m // MR) or 1, -(-n // columns(dtype)) or 1
+    pack = b_col != 1 or tiles > 4
+    if tiles <= 8:  # few rows: a task is one panel, whose elements are used at once for all rows
+        rows = block = tiles * MR
+        width, kept, copy = 1, kc, False
+    else:
+        width = min(panels, max(1, 2 * l2 // (kc * columns(dtype) * size)))
+        block = min(max(l2 // 8 // (MR * kc * size), 2), -(-tiles // TASKS)) * MR
+        rows, kept = block, k
+        if k * width * columns(dtype) * size > 4 * l2:
+            # A very deep product packs each block of B anew for each task, so tasks are large.
+            most = 2 * l2 // (width * columns(dtype) * size)
+            rows, kept = max(1, min(most, -(-m // 2)) // block) * block, kc
+        # A that is used for one or two panels only is not worth a copy.
+        scattered = a_col != 1 or a_row * size % 4096 == 0
+        copy = scattered and min(width, panels) > 2
+    return {
+        "pack": int(pack), "copy": int(copy), "kc": kc, "panels": width, "rows": rows, "block": block,
+        "kept": kept, "partial": rows if deep else MR,
+    }  # fmt: skip
 
 
-def scratch(dtype: str, kc: int, rows: int, panels: int) -> int:
-    """Elements one thread needs for a product: panels of B, their partial tiles and a block of A, in cache lines."""
-    size = panels * columns(dtype) * (kc + rows) + (kc * rows if panels > 1 else 0)
+def scratch(dtype: str, cut: dict[str, int]) -> int:
+    """Elements one thread needs for a product: panels of B, partial tiles and a block of A, in cache lines."""
+    size = cut["panels"] * columns(dtype) * (cut["kept"] + cut["partial"])
+    if cut["copy"]:
+        size += cut["block"] * (cut["kc"] + CPU.lanes(dtype))
     return max(-(-size // 64) * 64, 16 * CPU.lanes(dtype))
 
 
@@ -79,11 +102,6 @@ def product(m: int, b_row: int, b_col: int, a_col: int) -> str:
     if m == 1 and b_row == 1 and a_col == 1:
         return "gemv.gemv_columns"
     return "gemm.gemm"
-
-
-def pack(m: int, b_col: int) -> bool:
-    """Whether panels of B are copied: always if rows of B are not contiguous, else if enough tiles use the copy."""
-    return b_col != 1 or m > 4 * MR
 
 
 def pad(n: int, dtype: str) -> int:

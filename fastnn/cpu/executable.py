@@ -34,7 +34,8 @@ def kernel_of(op: Op) -> str:
 
 def cut(op: Op, dtype: str) -> dict[str, int]:
     """How a product is divided into blocks and tasks."""
-    return blocking.blocks(_int(op, "m"), _int(op, "n"), _int(op, "k"), dtype, _int(op, "a_col"))
+    m, n, k, *strides = (_int(op, f) for f in ("m", "n", "k", "a_row", "a_col", "b_row", "b_col"))
+    return blocking.blocks(m, n, k, dtype, *strides)
 
 
 class Table:
@@ -56,7 +57,6 @@ class Table:
             extra: dict[str, int | float | Ref] = {}
             if op.record is GEMM:
                 extra |= {**cut(op, dtype), "scratch": scratch, "scratch_stride": stride}
-                extra["pack"] = blocking.pack(_int(op, "m"), _int(op, "b_col"))
             if op.epilogue is not None:
                 extra["epilogue"] = self.address + epilogue * SLOT
                 self._put(epilogue, op.epilogue, {})
@@ -111,7 +111,7 @@ class Executable:
         self.rows = rows
         self.threads = 1 if program.flops < ALONE else threads
         products = [op for p in (program, short) if p for op in p.ops if op.record is GEMM]
-        stride = max((blocking.scratch(dtype, **cut(op, dtype)) for op in products), default=0)
+        stride = max((blocking.scratch(dtype, cut(op, dtype)) for op in products), default=0)
         arena = max(program.arena, short.arena if short else 0)
         self.arena = allocate(arena + self.threads * stride, dtype)
         self.totals = np.zeros(max(sums, 1))

@@ -22,16 +22,23 @@ by the same operations in the same order whatever the number of threads.
 
 from fastnn.cpu.blocking import MR, NV
 from fastnn.cpu.jit import device, kernel
-from fastnn.cpu.share import share
+from fastnn.cpu.ragged import load_before, store_before
+from fastnn.cpu.share import keep_packed_columns, packed_columns, share, worker
 from fastnn.cpu.simd import (
     call_epilogue,
     lanes,
     load,
     load_first,
     load_tile,
+    multiples,
+    is_null,
     offset,
+    pointer_at,
+    prefetch,
+    prefetch_write,
     rank1,
     store,
+    store_first,
     store_tile,
     transpose_block,
     transpose_corner,
@@ -40,50 +47,97 @@ from fastnn.cpu.simd import (
 from fastnn.records import GEMM
 
 HEIGHTS = (MR, *(h for h in (8, 4, 2, 1) if h < MR))  # rows of the tiles that cover a ragged end
+AHEAD = 8  # steps of k from the prefetch of a row of B to its use
+FAR_AHEAD = 32  # likewise where B may be far away
 
 
 def make_tile(rows, vectors):
     """The micro-kernel for a tile of `rows` x `vectors` registers."""
 
     @device
-    def multiply(a, a_row, a_col, b, b_row, k, tile, first):
-        # a: rows x k, strides a_row and a_col; b: k x NR, rows contiguous, stride b_row; tile: rows x NR, no gaps
+    def multiply(a, a_row, a_col, b, b_row, k, tile, first, soon):
+        # a: rows x k, strides a_row and a_col; b: k x NR, rows contiguous, stride b_row; tile: rows x NR, no gaps.
+        # soon: the tile that comes next, if it has to be fetched, or null.  Half-way is the time for it.
+        w = lanes(a)
         c = zeros_tile(a, rows, vectors) if first else load_tile(tile, rows, vectors)
+        a_rows = multiples(a_row, rows)
+        p = 0
+        stop = k if is_null(soon) else k // 2
+        while True:
+            while p < stop:
+                for v in range(vectors):
+                    prefetch(b, (p + AHEAD) * b_row + v * w)
+                row = load_tile(offset(b, p * b_row), 1, vectors)
+                c = rank1(c, offset(a, p * a_col), a_rows, row)
+                p += 1
+            if stop == k:
+                break
+            for q in range(rows * vectors):
+                prefetch_write(soon, q * w)
+            stop = k
+        store_tile(c, tile)
+
+    return multiply
+
+
+def make_packing_tile(rows, vectors):
+    """As `make_tile`, and copies B to `packed` (k x NR without gaps) on the way: it is in registers anyway."""
+
+    @device
+    def multiply(a, a_row, a_col, b, b_row, k, tile, first, packed):
+        w = lanes(a)
+        c = zeros_tile(a, rows, vectors) if first else load_tile(tile, rows, vectors)
+        a_rows = multiples(a_row, rows)
         for p in range(k):
-            c = rank1(c, vectors, offset(a, p * a_col), a_row, offset(b, p * b_row))
+            for v in range(vectors):
+                prefetch(b, (p + FAR_AHEAD) * b_row + v * w)
+            row = load_tile(offset(b, p * b_row), 1, vectors)
+            store_tile(row, offset(packed, p * vectors * w))
+            c = rank1(c, offset(a, p * a_col), a_rows, row)
         store_tile(c, tile)
 
     return multiply
 
 
 def make_block(vectors):
-    """One block of k for all tiles of a task: `rows` x (vectors * lanes) of C."""
+    """One block of k for all tiles of a task in one panel: `rows` x (vectors * lanes) of C."""
     tiles = [make_tile(h, vectors) for h in HEIGHTS]
     full, t8, t4, t2, t1 = [tiles[0]] * (5 - len(tiles)) + tiles
+    packing = make_packing_tile(MR, vectors)
 
     @device
-    def block(op, run, step, a, a_row, a_col, b, b_row, k, partial, i, j, rows, cols, first, last):
+    def block(
+        op, run, step, a, a_tile, a_row, a_col, b, b_row, source, source_row, k, partial, i, j, rows, cols, first, last
+    ):
+        # a: strides a_row and a_col within the rows of a tile, a_tile from tile to tile
+        # partial: where the tiles wait for the next block of k; one place is enough for all if this is the only one
         width = vectors * lanes(a)
         r = 0
         while r < rows:
-            tile = offset(partial, r * width)
-            at = offset(a, r * a_row)
+            at = offset(a, r // MR * a_tile + r % MR * a_row)
+            tile = partial
+            if not (first and last):
+                tile = offset(partial, r * width)
+            soon = pointer_at(0, partial) if last else offset(tile, MR * width)
             left = rows - r
-            if left >= MR:
+            if r == 0 and not is_null(source):
                 height = MR
-                full(at, a_row, a_col, b, b_row, k, tile, first)
+                packing(at, a_row, a_col, source, source_row, k, tile, first, b)
+            elif left >= MR:
+                height = MR
+                full(at, a_row, a_col, b, b_row, k, tile, first, soon)
             elif left >= 8:
                 height = 8
-                t8(at, a_row, a_col, b, b_row, k, tile, first)
+                t8(at, a_row, a_col, b, b_row, k, tile, first, soon)
             elif left >= 4:
                 height = 4
-                t4(at, a_row, a_col, b, b_row, k, tile, first)
+                t4(at, a_row, a_col, b, b_row, k, tile, first, soon)
             elif left >= 2:
                 height = 2
-                t2(at, a_row, a_col, b, b_row, k, tile, first)
+                t2(at, a_row, a_col, b, b_row, k, tile, first, soon)
             else:
                 height = 1
-                t1(at, a_row, a_col, b, b_row, k, tile, first)
+                t1(at, a_row, a_col, b, b_row, k, tile, first, soon)
             if last:
                 call_epilogue(op, run, step, tile, width, i + r, j, height, cols)
             r += height
@@ -126,52 +180,83 @@ def pack_panel(b, b_row, b_col, k, cols, width, out):
                 out[p * width + q] = b[p * b_row + q * b_col] if q < cols else b[0] * 0
 
 
+@device
+def copy_block(a, a_row, a_col, rows, k, out):
+    """Copy ``a[:rows, :k]`` to `out`; returns the copy's strides: from tile to tile, from row to row, along k.
+
+    Contiguous rows stay so, a vector apart from a power of two.  Otherwise tiles become contiguous, each k x MR.
+    """
+    w = lanes(a)
+    if a_col == 1:
+        row = k + w
+        for r in range(rows):
+            source, target = offset(a, r * a_row), offset(out, r * row)
+            for p in range(0, k, w):
+                store_before(target, p, k, load_before(source, p, k))
+        return MR * row, row, 1
+    for p in range(k):
+        source = offset(a, p * a_col)
+        for r in range(0, rows, MR):
+            target = offset(out, r * k + p * MR)
+            height = min(MR, rows - r)
+            if a_row == 1:
+                for v in range(0, height, w):
+                    count = min(w, height - v)
+                    x = load(source, r + v) if r + v + w <= rows else load_first(source, r + v, count)
+                    store_first(target, v, count, x)
+            else:
+                for q in range(height):
+                    target[q] = source[(r + q) * a_row]
+    return MR * k, 1, MR
+
+
 @kernel(GEMM)
 def gemm(op, run, step, thread):
     w = lanes(op.a)
     nr = NV * w
-    columns = op.panels * nr  # NC: a task reads its rows of A once for each of its panels, from the second-level cache
-    blocks = (op.m + op.rows - 1) // op.rows
-    tasks = (op.n + columns - 1) // columns * blocks
+    columns = op.panels * nr
+    tasks_of_column = (op.m + op.rows - 1) // op.rows
+    tasks = (op.n + columns - 1) // columns * tasks_of_column
     first, last = share(tasks, thread, run.threads)
-    scratch = offset(op.scratch, thread * op.scratch_stride)
-    partials = offset(scratch, op.kc * columns)
-    block_of_a = offset(partials, op.rows * columns)
+    packed = offset(op.scratch, worker(run, thread) * op.scratch_stride)
+    partials = offset(packed, op.kept * columns)
+    copied = offset(partials, op.partial * columns)
+    ready = packed_columns(run)
     for task in range(first, last):
-        left = task // blocks * columns
+        left = task // tasks_of_column * columns
         right = min(left + columns, op.n)
-        i = task % blocks * op.rows
-        rows = min(op.rows, op.m - i)
-        # Tasks of the same columns follow each other: what is packed stays good if one block holds all of k.
-        fresh = task == first or task % blocks == 0 or op.kc < op.k
-        p = 0
-        while True:
+        top = task % tasks_of_column * op.rows
+        bottom = min(top + op.rows, op.m)
+        for p in range(0, max(op.k, 1), op.kc):
             k = min(op.kc, op.k - p)
-            done = p + k >= op.k
-            a = offset(op.a, i * op.a_row + p * op.a_col)
-            a_row = op.a_row
-            a_col = op.a_col
-            if op.panels > 1:  # each element is read once a panel: worth a copy that is compact, k x rows
-                pack_panel(a, a_col, a_row, k, rows, op.rows, block_of_a)
-                a = block_of_a
-                a_row = 1
-                a_col = op.rows
-            for j in range(left, right, nr):
-                cols = min(nr, right - j)
-                width = nr if cols > w else w
-                b = offset(op.b, p * op.b_row + j * op.b_col)
-                b_row = op.b_row
-                if op.pack or cols < width:
-                    packed = offset(scratch, (j - left) * op.kc)
-                    if fresh:
-                        pack_panel(b, op.b_row, op.b_col, k, cols, width, packed)
-                    b = packed
-                    b_row = width
-                partial = offset(partials, (j - left) * op.rows)
-                if width == nr:
-                    block_wide(op, run, step, a, a_row, a_col, b, b_row, k, partial, i, j, rows, cols, p == 0, done)
-                else:
-                    block_narrow(op, run, step, a, a_row, a_col, b, b_row, k, partial, i, j, rows, cols, p == 0, done)
-            p += op.kc
-            if done:
-                break
+            start, end = p == 0, p + k >= op.k
+            b = offset(op.b, p * op.b_row)
+            fresh = ready != left or op.kept < op.k
+            for i in range(top, bottom, op.block):
+                rows = min(op.block, bottom - i)
+                a = offset(op.a, i * op.a_row + p * op.a_col)
+                a_tile, a_row, a_col = MR * op.a_row, op.a_row, op.a_col
+                if op.copy:
+                    a_tile, a_row, a_col = copy_block(a, a_row, a_col, rows, k, copied)
+                    a = copied
+                for j in range(left, right, nr):
+                    cols = min(nr, right - j)
+                    width = nr if cols > w else w
+                    panel, b_row, source = offset(b, j * op.b_col), op.b_row, pointer_at(0, b)
+                    if op.pack or cols < width:
+                        to = offset(packed, (p * columns if op.kept >= op.k else 0) + (j - left) * k)
+                        if fresh and op.b_col == 1 and cols == width and rows >= MR:
+                            source = panel
+                        elif fresh:
+                            pack_panel(panel, op.b_row, op.b_col, k, cols, width, to)
+                        panel, b_row = to, width
+                    partial = offset(partials, (j - left) * op.partial + (i - top) * width)
+                    if width == nr:
+                        block_wide(op, run, step, a, a_tile, a_row, a_col, panel, b_row, source, op.b_row, k,
+                                   partial, i, j, rows, cols, start, end)  # fmt: skip
+                    else:
+                        block_narrow(op, run, step, a, a_tile, a_row, a_col, panel, b_row, source, op.b_row, k,
+                                     partial, i, j, rows, cols, start, end)  # fmt: skip
+                fresh = False
+        ready = left
+    keep_packed_columns(run, ready)

@@ -8,7 +8,7 @@ from fastnn.cpu.blocking import CPU
 from fastnn.cpu.gemm import make_tile
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.ragged import load_before
-from fastnn.cpu.share import share
+from fastnn.cpu.share import share, worker
 from fastnn.cpu.simd import (
     call_epilogue,
     lanes,
@@ -16,6 +16,7 @@ from fastnn.cpu.simd import (
     load_first,
     muladd,
     offset,
+    pointer_at,
     splat,
     store,
     sum_lanes,
@@ -35,17 +36,17 @@ def gemv_rows(op, run, step, thread):
     width = WIDE * w
     chunks = (op.n + width - 1) // width
     first, last = share(chunks, thread, run.threads)
-    tile = offset(op.scratch, thread * op.scratch_stride)
+    tile = offset(op.scratch, worker(run, thread) * op.scratch_stride)
     for chunk in range(first, last):
         left = chunk * width
         cols = min(width, op.n - left)
         b = offset(op.b, left)
         if cols == width:
-            row_wide(op.a, 0, op.a_col, b, op.b_row, op.k, tile, True)
+            row_wide(op.a, 0, op.a_col, b, op.b_row, op.k, tile, True, pointer_at(0, tile))
         else:
             c = 0
             while c + w <= cols:
-                row_narrow(op.a, 0, op.a_col, offset(b, c), op.b_row, op.k, offset(tile, c), True)
+                row_narrow(op.a, 0, op.a_col, offset(b, c), op.b_row, op.k, offset(tile, c), True, pointer_at(0, tile))
                 c += w
             if c < cols:
                 total = splat(tile, 0)
@@ -97,7 +98,7 @@ def gemv_columns(op, run, step, thread):
     width = WIDE * w
     chunks = (op.n + width - 1) // width
     first, last = share(chunks, thread, run.threads)
-    tile = offset(op.scratch, thread * op.scratch_stride)
+    tile = offset(op.scratch, worker(run, thread) * op.scratch_stride)
     for chunk in range(first, last):
         left = chunk * width
         cols = min(width, op.n - left)

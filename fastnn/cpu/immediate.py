@@ -68,8 +68,8 @@ def gemm(
     a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, activation: str, alpha: float, threads: int
 ) -> None:
     """``out = activation(a @ b + bias)`` for matrices with any strides of whole elements."""
-    kernel = lay_out(MEMORY, a, b, out, bias, activation, alpha)
-    _call(kernel, MEMORY, 2.0 * a.size * b.shape[1], threads)
+    kernel, scratch = lay_out(MEMORY, a, b, out, bias, activation, alpha)
+    _call(kernel, MEMORY, 2.0 * a.size * b.shape[1], threads, scratch)
 
 
 def lay_out(
@@ -80,25 +80,25 @@ def lay_out(
     bias: np.ndarray | None,
     activation: str,
     alpha: float,
-) -> Callable:
-    """Write the records of a product to `memory`; returns its kernel."""
+) -> tuple[Callable, int]:
+    """Write the records of a product to `memory`; returns its kernel and the bytes of scratch a thread needs."""
     size = out.itemsize
     dtype = NAMES[size]
     (m, k), n = a.shape, b.shape[1]
     a_row, a_col, b_row, b_col, c_row, c_col = (s // size for s in (*a.strides, *b.strides, *out.strides))
-    cut = blocking.blocks(m, n, k, dtype, a_col)
-    stride = blocking.scratch(dtype, **cut)
+    cut = blocking.blocks(m, n, k, dtype, a_row, a_col, b_row, b_col)
+    stride = blocking.scratch(dtype, cut)
     where, kernel = function(blocking.product(m, b_row, b_col, a_col), dtype)
     epilogue = function(f"activations.{activation}_forward", dtype)[0]
     values = {"a": address(a), "b": address(b), "m": m, "n": n, "k": k, "epilogue": memory.op + SLOT, **cut}
     values["kernel"] = where
-    values |= {"a_row": a_row, "a_col": a_col, "b_row": b_row, "b_col": b_col, "pack": blocking.pack(m, b_col)}
-    values |= {"scratch": memory.scratch(stride * blocking.SHARES * size), "scratch_stride": stride}
+    values |= {"a_row": a_row, "a_col": a_col, "b_row": b_row, "b_col": b_col}
+    values |= {"scratch": memory.scratch(stride * size), "scratch_stride": stride}
     GEMM.pack_into(memory.records, 0, values)
     values = {"kernel": epilogue, "c": address(out), "c_row": c_row, "c_col": c_col, "alpha": alpha}
     values["bias"] = 0 if bias is None else address(bias)
     FORWARD.pack_into(memory.records, 1, values)
-    return kernel
+    return kernel, stride * size
 
 
 class Direct:
@@ -107,7 +107,7 @@ class Direct:
     def __init__(self, dtype: np.dtype, activation: str, alpha: float) -> None:
         name = dtype.name
         kc = blocking.depth(name, 1 << 20)
-        stride = blocking.scratch(name, kc=kc, rows=8 * blocking.MR, panels=1)
+        stride = blocking.columns(name) * (kc + 8 * blocking.MR)
         self._scratch = allocate(stride, name)
         self._records = bytearray(4 * SLOT)
         op = ctypes.addressof(ctypes.c_char.from_buffer(self._records))
@@ -119,7 +119,7 @@ class Direct:
         limits = {"most": int(TOGETHER / 2) if TRUSTED else 0, "kc": kc}
         links = {"descr": id(dtype), "size": dtype.itemsize, "gemm": gemm, "forward": forward, "run": run}
         DIRECT.pack_into(self._records, 0, {**links, **kernels, **limits})
-        scratch = {"scratch": address(self._scratch), "scratch_stride": stride, "panels": 1, "epilogue": forward}
+        scratch = {"scratch": address(self._scratch), "panels": 1, "kept": kc, "epilogue": forward}
         GEMM.pack_into(self._records, 1, scratch)
         epilogue = function(f"activations.{activation}_forward", name)[0]
         FORWARD.pack_into(self._records, 2, {"kernel": epilogue, "alpha": alpha})
@@ -138,7 +138,7 @@ def direct(dtype: np.dtype, activation: str = "linear", alpha: float = 0.0) -> C
     return found
 
 
-def _call(kernel: Callable, memory: _Memory, work: float, threads: int) -> None:
-    if threads > 1 and work >= TOGETHER and crowd.get().run(memory.op, address(memory.rate), threads):
+def _call(kernel: Callable, memory: _Memory, work: float, threads: int, scratch: int = 0) -> None:
+    if threads > 1 and work >= TOGETHER and crowd.get().run(memory.op, address(memory.rate), threads, scratch):
         return
     kernel(memory.op, memory.run, 0, 0)

@@ -7,7 +7,7 @@ epilogue the gradient is the tile of a product that is still in the first-level 
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
-from fastnn.cpu.simd import lanes, load, muladd, offset, prefetch, splat, store
+from fastnn.cpu.simd import lanes, load, muladd, offset, prefetch_write, splat, store
 from fastnn.cpu.vmath import divide_by_root
 from fastnn.records import UPDATE
 
@@ -88,13 +88,13 @@ def make_epilogue(constants, update, states):
                 v = load(s1, k) if states > 1 else g
                 new, m, v = update(c, load(p, k), m, v, g)
                 store(p, k, new)
-                prefetch(p, k + rows * row)
+                prefetch_write(p, k + rows * row)
                 if states > 0:
                     store(s0, k, m)
-                    prefetch(s0, k + rows * row)
+                    prefetch_write(s0, k + rows * row)
                 if states > 1:
                     store(s1, k, v)
-                    prefetch(s1, k + rows * row)
+                    prefetch_write(s1, k + rows * row)
 
     return apply
 

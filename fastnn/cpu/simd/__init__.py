@@ -57,6 +57,7 @@ from fastnn.cpu.simd.memory import (
     offset,
     pointer_at,
     prefetch,
+    prefetch_write,
     store,
     store_first,
 )
@@ -68,6 +69,7 @@ from fastnn.cpu.simd.references import (
 )
 from fastnn.cpu.simd.tiles import (
     load_tile,
+    multiples,
     rank1,
     store_tile,
     transpose_block,
@@ -110,11 +112,13 @@ __all__ = [
     "load_tile",
     "max_lanes",
     "muladd",
+    "multiples",
     "offset",
     "pause",
     "pointer_at",
     "polynomial",
     "prefetch",
+    "prefetch_write",
     "rank1",
     "record_at",
     "reference",

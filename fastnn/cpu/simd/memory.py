@@ -100,16 +100,20 @@ def load_bytes(typingctx, pointer, i, like):
     return ty(pointer, types.intp, like), codegen
 
 
-@intrinsic
-def prefetch(typingctx, pointer, i):
-    """Start fetching the cache line of ``pointer[i]``, to be read and written; harmless for any address."""
+def _prefetch(write):
+    def typed(typingctx, pointer, i):
+        def codegen(context, builder, sig, args):
+            at = builder.bitcast(builder.gep(args[0], [args[1]]), I8.as_pointer())
+            call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), [at, I32(write), I32(3), I32(1)])
+            return context.get_dummy_value()
 
-    def codegen(context, builder, sig, args):
-        at = builder.bitcast(builder.gep(args[0], [args[1]]), I8.as_pointer())
-        call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), [at, I32(1), I32(3), I32(1)])
-        return context.get_dummy_value()
+        return types.void(pointer, types.intp), codegen
 
-    return types.void(pointer, types.intp), codegen
+    return intrinsic(typed)
+
+
+prefetch = _prefetch(0)  # start fetching the cache line of ``pointer[i]``; harmless for any address
+prefetch_write = _prefetch(1)  # likewise, to be written, too
 
 
 @intrinsic

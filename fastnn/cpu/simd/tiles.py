@@ -45,30 +45,57 @@ def load_tile(typingctx, memory, rows, vectors):
 
 
 @intrinsic(prefer_literal=True)
-def rank1(typingctx, tile, vectors, a, a_row, b):
-    """``tile[i, j] += a[i * a_row] * b[j]``: a column of A times a row of B, fully unrolled.
+def multiples(typingctx, stride, rows):
+    """The odd multiples of `stride` from which `rank1` addresses `rows` rows, kept in registers.
+
+    LLVM is not told what they are.  If it knew, it would get each row's address by adding the stride to the one
+    before; the chain of additions takes as long as the arithmetic, so loads could not run ahead and hide the latency
+    of the second-level cache.
+    """
+    odd = range(1, rows.literal_value, 2)
+    ty = types.UniTuple(types.intp, max(len(odd), 1))
+
+    def codegen(context, builder, sig, args):
+        hidden = ir.FunctionType(I64, [I64])
+        result = ir.Constant(context.get_value_type(ty), ir.Undefined)
+        for i in range(ty.count):
+            value = builder.mul(args[0], I64(2 * i + 1))
+            value = builder.asm(hidden, "", "=r,0", [value], False)
+            result = builder.insert_value(result, value, i)
+        return result
+
+    return ty(stride, rows), codegen
+
+
+@intrinsic
+def rank1(typingctx, tile, a, a_rows, row):
+    """``tile[i, j] += a[i] * row[j]``: a column of A (see `multiples`) times a row of B, fully unrolled.
 
     The unrolling happens here and not in a Numba loop because LLVM promotes the tile to registers before it unrolls
     loops (a tile in memory runs at a twentieth of the speed).
     """
-    ty, columns = tile.dtype, vectors.literal_value
+    ty, columns = tile.dtype, row.count
 
     def codegen(context, builder, sig, args):
-        tile, _, a, a_row, b = args
+        tile, a, a_rows, row = args
         vector = llvm_type(ty)
         size = ty.scalar.bitwidth // 8
-        row = [builder.load(vector_pointer(builder, b, I64(j * ty.lanes), vector), align=size) for j in range(columns)]
         name = f"llvm.fmuladd.{suffix(vector)}"
         for i in range(sig.args[0].count // columns):
-            at = builder.gep(a, [builder.mul(a_row, I64(i))])
+            at = a
+            if i:
+                scale = i & -i
+                at = builder.gep(a, [builder.mul(builder.extract_value(a_rows, i // scale // 2), I64(scale))])
             x = splat_scalar(builder, builder.load(at, align=size), ty.lanes)
             for j in range(columns):
                 q = i * columns + j
-                total = call_intrinsic(builder, name, vector, [x, row[j], builder.extract_value(tile, q)])
-                tile = builder.insert_value(tile, total, q)
+                y = builder.extract_value(row, j)
+                tile = builder.insert_value(
+                    tile, call_intrinsic(builder, name, vector, [x, y, builder.extract_value(tile, q)]), q
+                )
         return tile
 
-    return tile(tile, vectors, a, types.intp, b), codegen
+    return tile(tile, a, a_rows, row), codegen
 
 
 @intrinsic
