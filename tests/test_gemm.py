@@ -172,9 +172,9 @@ def test_shares_cover_the_product(shape, layout, dtype):
     for threads, order in ((2, (1, 0)), (3, (0, 1, 2)), (3, (2, 0, 1)), (50, range(50))):
         out = np.full((m, n), np.nan, dtype)
         memory = immediate._Memory()
-        _, stride = immediate.lay_out(memory, a, b, out, None, "linear", 0.0)
+        _, stride = immediate.lay_out(memory, a, b, out, None, "linear", 0.0, threads)
         memory.scratch(threads * stride)
-        kernel, _ = immediate.lay_out(memory, a, b, out, None, "linear", 0.0)
+        kernel, _ = immediate.lay_out(memory, a, b, out, None, "linear", 0.0, threads)
         run = bytearray(256)
         RUN.pack_into(run, 0, {"threads": threads})
         run = np.frombuffer(run, np.uint8)
@@ -205,13 +205,14 @@ def test_above_the_threshold(dtype):
 
 @pytest.mark.parametrize("pack", [0, 1])
 @pytest.mark.parametrize("copy", [0, 1])
-@pytest.mark.parametrize("kept", [24, 70])
+@pytest.mark.parametrize("kept", [0, 24, 70])
 def test_a_large_product_in_small(pack, copy, kept, monkeypatch):
     """Several panels and blocks of rows a task, several blocks of k: such a cut on a small product."""
     m, k, n = 4 * MR + 1, 70, 9 * blocking.columns("float32") + 5
     a, b = random((m, k), "float32", 1), random((k, n), "float32", 2)
-    cut = {"kc": 24, "panels": 4, "rows": 2 * MR, "block": MR, "partial": 2 * MR, "copy": copy, "kept": kept}
-    monkeypatch.setattr(blocking, "blocks", lambda *shape: {**cut, "pack": int(pack or shape[-1] != 1)})
+    cut = {"kc": 24, "panels": 4, "rows": 2 * MR, "partial": 2 * MR, "copy": copy, "kept": kept}
+    cut["block"] = MR if kept else 2 * MR
+    monkeypatch.setattr(blocking, "blocks", lambda *shape: {**cut, "pack": int(pack or shape[-2] != 1)})
     for layouts in itertools.product(LAYOUTS, repeat=2):
         check(a, b, (*layouts, "plain"))
 
@@ -261,8 +262,9 @@ def test_blocks_fit_the_machine(dtype):
     assert CPU.registers >= MR * blocking.NV + blocking.NV + 1
     sizes = (0, 1, 2, 63, 64, 65, 127, 128, 255, 256, 257, 784, 1000, 4096, 60_000)
     for m, n, k in itertools.product(sizes, repeat=3):
-        for strides in ((k, 1, n, 1), (1, m, 1, k), (1024, 1, 1024, 1)):
-            cut = blocking.blocks(m, n, k, dtype, *strides)
+        layouts = ((k, 1, n, 1), (1, m, 1, k), (1024, 1, 1024, 1))
+        for strides, threads in itertools.product(layouts, (1, 2, 8)):
+            cut = blocking.blocks(m, n, k, dtype, *strides, threads)
             kc, rows, panels = cut["kc"], cut["rows"], cut["panels"]
             assert kc >= 1
             count = -(-k // kc) or 1
@@ -271,9 +273,10 @@ def test_blocks_fit_the_machine(dtype):
             assert rows % cut["block"] == 0
             assert cut["block"] % MR == 0
             assert 1 <= panels <= max(1, -(-n // nr))
-            assert panels == 1 or panels * nr * kc * size <= 2 * caches["L2"]
+            assert panels == 1 or panels * nr * min(kc, cut["kept"]) * size <= 2 * caches["L2"]
+            assert cut["kept"] or cut["block"] == rows
             assert cut["pack"] or strides[-1] == 1
-            assert cut["kept"] in (kc, k)
+            assert cut["kept"] in (0, kc, k)
             assert cut["partial"] >= (rows if k > kc else MR)
             scratch = blocking.scratch(dtype, cut)
             assert scratch * size % 64 == 0

@@ -35,7 +35,7 @@ from fastnn.cpu import target
 
 CPU = target.host()
 SHARES = 16  # of a single kernel's work (fastnn.cpu.crowd); always the same, for the sake of threads that linger
-TASKS = 16  # tasks a large product is cut into at least: even shares for teams of up to 8 threads
+TASKS = 8  # tasks for each thread, if a product is large enough: even shares even if a thread comes late
 NV = 2
 MR = {(512, 32): 14, (256, 16): 6, (128, 32): 12, (128, 16): 6}[CPU.simd_bits, CPU.registers]
 SIZES = {"float32": 4, "float64": 8}
@@ -56,40 +56,49 @@ def depth(dtype: str, k: int) -> int:
 
 
 @functools.cache
-def blocks(m: int, n: int, k: int, dtype: str, a_row: int, a_col: int, b_row: int, b_col: int) -> dict[str, int]:
+def blocks(
+    m: int, n: int, k: int, dtype: str, a_row: int, a_col: int, b_row: int, b_col: int, threads: int
+) -> dict[str, int]:
     """How a product is cut: the fields of `fastnn.records.GEMM` from ``pack`` to ``partial``.
 
-    A decision by shape and strides alone.  (It does not matter to the results: every element of C is a sum in the
-    order of k, however it is cut.)
+    The results do not depend on it: every element of C is a sum in the order of k, however the work is cut.
     """
     size, l2 = SIZES[dtype], target.caches()["L2"]
+    nr = columns(dtype)
     kc = depth(dtype, k)
-    deep = k > kc
-    tiles, panels = -(-m // MR) or 1, -(-n // columns(dtype)) or 1
-    pack = b_col != 1 or tiles > 4
-    if tiles <= 8:  # few rows: a task is one panel, whose elements are used at once for all rows
-        rows = block = tiles * MR
-        width, kept, copy = 1, kc, False
+    tiles, panels = -(-m // MR) or 1, -(-n // nr) or 1
+    tasks = 1 if threads == 1 else TASKS * threads
+    scattered = a_col != 1 or a_row * size % 4096 == 0  # rows that share few sets of the first-level cache
+    if tiles * MR * kc * size < l2 // 2 or panels == 1:
+        # A, at least a block of k of it, stays in the second-level cache: one panel of B after the other, all rows.
+        width = max(1, panels // tasks)
+        parts = max(1, min(tiles // 8, tasks // panels))
+        rows = block = -(-tiles // parts) * MR
+        kept = 0
     else:
-        width = min(panels, max(1, 2 * l2 // (kc * columns(dtype) * size)))
-        block = min(max(l2 // 8 // (MR * kc * size), 2), -(-tiles // TASKS)) * MR
+        width = min(panels, max(1, 2 * l2 // (kc * nr * size)))
+        block = max(1, min(l2 // 8 // (MR * kc * size), 8, tiles // tasks)) * MR
         rows, kept = block, k
-        if k * width * columns(dtype) * size > 4 * l2:
+        if k * width * nr * size > 4 * l2:
             # A very deep product packs each block of B anew for each task, so tasks are large.
-            most = 2 * l2 // (width * columns(dtype) * size)
-            rows, kept = max(1, min(most, -(-m // 2)) // block) * block, kc
-        # A that is used for one or two panels only is not worth a copy.
-        scattered = a_col != 1 or a_row * size % 4096 == 0
-        copy = scattered and min(width, panels) > 2
+            most = 2 * l2 // (width * nr * size)
+            rows, kept = max(1, min(most, -(-m // min(tasks, 2))) // block) * block, kc
     return {
-        "pack": int(pack), "copy": int(copy), "kc": kc, "panels": width, "rows": rows, "block": block,
-        "kept": kept, "partial": rows if deep else MR,
-    }  # fmt: skip
+        "pack": int(b_col != 1 or tiles > 4),
+        "copy": int(scattered and tiles > 8 and width > 2),
+        "kc": kc,
+        "panels": width,
+        "rows": rows,
+        "block": block,
+        "kept": kept,
+        "partial": rows if k > kc else MR,
+    }
 
 
 def scratch(dtype: str, cut: dict[str, int]) -> int:
     """Elements one thread needs for a product: panels of B, partial tiles and a block of A, in cache lines."""
-    size = cut["panels"] * columns(dtype) * (cut["kept"] + cut["partial"])
+    nr = columns(dtype)
+    size = max(cut["kept"] * cut["panels"], cut["kc"]) * nr + cut["partial"] * cut["panels"] * nr
     if cut["copy"]:
         size += cut["block"] * (cut["kc"] + CPU.lanes(dtype))
     return max(-(-size // 64) * 64, 16 * CPU.lanes(dtype))

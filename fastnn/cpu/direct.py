@@ -92,7 +92,9 @@ def product(op, a, b, out, bias):
     gemm.m, gemm.n, gemm.k = m, n, k
     deep = (k + op.kc - 1) // op.kc
     gemm.kc = (k + deep - 1) // deep
-    gemm.rows = gemm.block = gemm.partial = min((m + MR - 1) // MR, 8) * MR
+    tiles = (m + MR - 1) // MR
+    gemm.rows = gemm.block = (tiles if deep == 1 else min(tiles, 8)) * MR
+    gemm.partial = MR if deep == 1 else gemm.rows
     gemm.pack = gemm.b_col != 1 or m > 4 * MR
     forward.c = elements(out, op)
     forward.c_row, forward.c_col = word(c_strides) // op.size, word(c_strides + 8) // op.size

@@ -32,16 +32,18 @@ def kernel_of(op: Op) -> str:
     return blocking.product(_int(op, "m"), _int(op, "b_row"), _int(op, "b_col"), _int(op, "a_col"))
 
 
-def cut(op: Op, dtype: str) -> dict[str, int]:
+def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     """How a product is divided into blocks and tasks."""
     m, n, k, *strides = (_int(op, f) for f in ("m", "n", "k", "a_row", "a_col", "b_row", "b_col"))
-    return blocking.blocks(m, n, k, dtype, *strides)
+    return blocking.blocks(m, n, k, dtype, *strides, threads)
 
 
 class Table:
     """The records of one program; operands that are bound per run are remembered."""
 
-    def __init__(self, program: Program, dtype: str, bases: Mapping[str, int], scratch: Ref, stride: int) -> None:
+    def __init__(
+        self, program: Program, dtype: str, bases: Mapping[str, int], scratch: Ref, stride: int, threads: int
+    ) -> None:
         self.dtype = dtype
         self.size = np.dtype(dtype).itemsize
         self.bases = bases
@@ -56,7 +58,7 @@ class Table:
         for slot, op in enumerate(program.ops):
             extra: dict[str, int | float | Ref] = {}
             if op.record is GEMM:
-                extra |= {**cut(op, dtype), "scratch": scratch, "scratch_stride": stride}
+                extra |= {**cut(op, dtype, threads), "scratch": scratch, "scratch_stride": stride}
             if op.epilogue is not None:
                 extra["epilogue"] = self.address + epilogue * SLOT
                 self._put(epilogue, op.epilogue, {})
@@ -111,7 +113,7 @@ class Executable:
         self.rows = rows
         self.threads = 1 if program.flops < ALONE else threads
         products = [op for p in (program, short) if p for op in p.ops if op.record is GEMM]
-        stride = max((blocking.scratch(dtype, cut(op, dtype)) for op in products), default=0)
+        stride = max((blocking.scratch(dtype, cut(op, dtype, self.threads)) for op in products), default=0)
         arena = max(program.arena, short.arena if short else 0)
         self.arena = allocate(arena + self.threads * stride, dtype)
         self.totals = np.zeros(max(sums, 1))
@@ -119,7 +121,7 @@ class Executable:
         self._keep = dict(buffers)
         bases = {name: address(array) for name, array in buffers.items()}
         bases |= {"arena": address(self.arena), "totals": address(self.totals), "one": address(self._one)}
-        self._tables = [Table(p, dtype, bases, Ref("arena", arena), stride) for p in (program, short) if p]
+        self._tables = [Table(p, dtype, bases, Ref("arena", arena), stride, self.threads) for p in (program, short) if p]
         self._team = np.zeros(24, np.int64)
         self._flags = np.zeros(16, np.int64)  # 0: steps done, 8: halt
         self.run_record = np.zeros(1, RUN.dtype)

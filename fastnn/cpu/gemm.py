@@ -219,7 +219,7 @@ def gemm(op, run, step, thread):
     tasks = (op.n + columns - 1) // columns * tasks_of_column
     first, last = share(tasks, thread, run.threads)
     packed = offset(op.scratch, worker(run, thread) * op.scratch_stride)
-    partials = offset(packed, op.kept * columns)
+    partials = offset(packed, max(op.kept * columns, op.kc * nr))
     copied = offset(partials, op.partial * columns)
     ready = packed_columns(run)
     for task in range(first, last):
@@ -244,7 +244,9 @@ def gemm(op, run, step, thread):
                     width = nr if cols > w else w
                     panel, b_row, source = offset(b, j * op.b_col), op.b_row, pointer_at(0, b)
                     if op.pack or cols < width:
-                        to = offset(packed, (p * columns if op.kept >= op.k else 0) + (j - left) * k)
+                        to = packed
+                        if op.kept:
+                            to = offset(packed, (p * columns if op.kept >= op.k else 0) + (j - left) * k)
                         if fresh and op.b_col == 1 and cols == width and rows >= MR:
                             source = panel
                         elif fresh:

@@ -68,7 +68,10 @@ def gemm(
     a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, activation: str, alpha: float, threads: int
 ) -> None:
     """``out = activation(a @ b + bias)`` for matrices with any strides of whole elements."""
-    kernel, scratch = lay_out(MEMORY, a, b, out, bias, activation, alpha)
+    if bias is None and b.shape[1] <= blocking.MR and a.strides[0] == a.itemsize and 8 * b.shape[1] < a.shape[0]:
+        # Few columns would leave most of a vector empty, and the columns of A are contiguous: C' = B' A'.
+        a, b, out = b.T, a.T, out.T
+    kernel, scratch = lay_out(MEMORY, a, b, out, bias, activation, alpha, threads)
     _call(kernel, MEMORY, 2.0 * a.size * b.shape[1], threads, scratch)
 
 
@@ -80,13 +83,14 @@ def lay_out(
     bias: np.ndarray | None,
     activation: str,
     alpha: float,
+    threads: int,
 ) -> tuple[Callable, int]:
     """Write the records of a product to `memory`; returns its kernel and the bytes of scratch a thread needs."""
     size = out.itemsize
     dtype = NAMES[size]
     (m, k), n = a.shape, b.shape[1]
     a_row, a_col, b_row, b_col, c_row, c_col = (s // size for s in (*a.strides, *b.strides, *out.strides))
-    cut = blocking.blocks(m, n, k, dtype, a_row, a_col, b_row, b_col)
+    cut = blocking.blocks(m, n, k, dtype, a_row, a_col, b_row, b_col, threads)
     stride = blocking.scratch(dtype, cut)
     where, kernel = function(blocking.product(m, b_row, b_col, a_col), dtype)
     epilogue = function(f"activations.{activation}_forward", dtype)[0]
@@ -119,7 +123,7 @@ class Direct:
         limits = {"most": int(TOGETHER / 2) if TRUSTED else 0, "kc": kc}
         links = {"descr": id(dtype), "size": dtype.itemsize, "gemm": gemm, "forward": forward, "run": run}
         DIRECT.pack_into(self._records, 0, {**links, **kernels, **limits})
-        scratch = {"scratch": address(self._scratch), "panels": 1, "kept": kc, "epilogue": forward}
+        scratch = {"scratch": address(self._scratch), "panels": 1, "epilogue": forward}
         GEMM.pack_into(self._records, 1, scratch)
         epilogue = function(f"activations.{activation}_forward", name)[0]
         FORWARD.pack_into(self._records, 2, {"kernel": epilogue, "alpha": alpha})
