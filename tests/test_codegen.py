@@ -137,11 +137,11 @@ FUSED = {
     ("aarch64", "float32"): (r"fmla\s+v\d+\.4s", r"\b[vq]\d+"),
     ("aarch64", "float64"): (r"fmla\s+v\d+\.2d", r"\b[vq]\d+"),
 }
-STACK = {"aarch64": r"\[sp\b|\[x29\b"}
+STACK = {"aarch64": r"\[sp\b"}
 
 
 def spills(body, name, register):
-    """Instructions that move vectors to or from the stack (%rbp is a register like others)."""
+    """Instructions that move vectors to or from the stack (%rbp and x29 are registers like others)."""
     stack = STACK.get(name, r"\(%rsp\b")
     return [line for line in body if re.search(stack, line) and re.search(register, line)]
 

@@ -20,7 +20,7 @@ The work is cut into tasks by shape alone (a panel of columns, a block of rows),
 by the same operations in the same order whatever the number of threads.
 """
 
-from fastnn.cpu.blocking import MR, NV
+from fastnn.cpu.blocking import CPU, MR, NV
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import keep_packed_columns, packed_columns, share, worker
@@ -47,6 +47,7 @@ from fastnn.cpu.simd import (
 from fastnn.records import GEMM
 
 HEIGHTS = (MR, *(h for h in (8, 4, 2, 1) if h < MR))  # rows of the tiles that cover a ragged end
+LINE = max(1, 512 // CPU.simd_bits)  # vectors in a cache line
 AHEAD = 8  # steps of k from the prefetch of a row of B to its use
 FAR_AHEAD = 32  # likewise where B may be far away
 
@@ -65,14 +66,14 @@ def make_tile(rows, vectors):
         stop = k if is_null(soon) else k // 2
         while True:
             while p < stop:
-                for v in range(vectors):
+                for v in range(0, vectors, LINE):
                     prefetch(b, (p + AHEAD) * b_row + v * w)
                 row = load_tile(offset(b, p * b_row), 1, vectors)
                 c = rank1(c, offset(a, p * a_col), a_rows, row)
                 p += 1
             if stop == k:
                 break
-            for q in range(rows * vectors):
+            for q in range(0, rows * vectors, LINE):
                 prefetch_write(soon, q * w)
             stop = k
         store_tile(c, tile)
@@ -89,7 +90,7 @@ def make_packing_tile(rows, vectors):
         c = zeros_tile(a, rows, vectors) if first else load_tile(tile, rows, vectors)
         a_rows = multiples(a_row, rows)
         for p in range(k):
-            for v in range(vectors):
+            for v in range(0, vectors, LINE):
                 prefetch(b, (p + FAR_AHEAD) * b_row + v * w)
             row = load_tile(offset(b, p * b_row), 1, vectors)
             store_tile(row, offset(packed, p * vectors * w))
