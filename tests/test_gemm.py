@@ -135,9 +135,6 @@ def test_overlapping_strides(dtype):
 def always_together(monkeypatch):
     """Give the smallest product to a team."""
     monkeypatch.setattr(immediate, "TOGETHER", 0)
-    immediate.MEMORY.products.clear()
-    yield
-    immediate.MEMORY.products.clear()
 
 
 SHAPES = [(1, 300, 700), (5, 3, 2), (33, 65, 129), (8 * MR + 1, 257, 67), (17 * MR, 40, 100), (600, 9, 33)]
@@ -207,12 +204,8 @@ def test_a_product_of_several_panels_a_task(monkeypatch):
     m, k, n = 2 * MR + 1, 70, 9 * blocking.columns("float32") + 5
     a, b = random((m, k), "float32", 1), random((k, n), "float32", 2)
     monkeypatch.setattr(blocking, "blocks", lambda *shape: {"kc": 24, "rows": MR, "panels": 4})
-    immediate.MEMORY.products.clear()
-    try:
-        for layouts in itertools.product(LAYOUTS, repeat=2):
-            check(a, b, (*layouts, "plain"))
-    finally:
-        immediate.MEMORY.products.clear()
+    for layouts in itertools.product(LAYOUTS, repeat=2):
+        check(a, b, (*layouts, "plain"))
 
 
 # --- NaN and infinity -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ themselves stay short loops:
 - `zeros_tile`, `rank1`, `store_tile`: a tile of C held in registers, and its update by one column of A times one row of
 B;
 - `RecordRef`: typed access to the fields of a plan's record (`fastnn.records`);
-- atomics, for the barrier, and calls through an address, for the engine.
+- atomics, for the barrier, and calls through an address, for the engine and for what Python calls.
 
 Each is an intrinsic that emits a few LLVM instructions.  No fast-math flag is ever set: NaN and infinity behave as
 IEEE says, and the order of operations is the order written.  Memory needs no alignment beyond the element's own.
@@ -38,6 +38,7 @@ from fastnn.cpu.simd.arithmetic import (
 from fastnn.cpu.simd.engine import (
     call,
     call_epilogue,
+    call_function,
     call_kernel,
     fetch_add,
     flush_subnormals,
@@ -49,11 +50,13 @@ from fastnn.cpu.simd.engine import (
 )
 from fastnn.cpu.simd.memory import (
     cast,
+    integer,
     is_null,
     lanes,
     load,
     load_bytes,
     load_first,
+    local_words,
     offset,
     pointer_at,
     prefetch,
@@ -89,6 +92,7 @@ __all__ = [
     "as_integers",
     "call",
     "call_epilogue",
+    "call_function",
     "call_kernel",
     "cast",
     "constant",
@@ -100,6 +104,7 @@ __all__ = [
     "first_lane",
     "first_lanes",
     "flush_subnormals",
+    "integer",
     "is_null",
     "keep_first",
     "lanes",
@@ -108,6 +113,7 @@ __all__ = [
     "load_bytes",
     "load_first",
     "load_tile",
+    "local_words",
     "max_lanes",
     "muladd",
     "offset",
