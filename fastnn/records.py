@@ -192,9 +192,10 @@ PRODUCT = Record(  # a product of NumPy arrays of one dtype
     "product",
     batch="int",  # address of the batch to fill in and run
     dense="int",  # 1: of a dense layer
-    tiled="int",  # addresses of the kernels gemm, gemv_rows and gemv_columns
+    tiled="int",  # addresses of the kernels gemm, gemv_rows, gemv_columns and that of small products
     rows="int",
     columns="int",
+    small="int",
     kc="int",  # the largest depth of a block
 )
 CALL = Record(  # a builtin function over NumPy arrays

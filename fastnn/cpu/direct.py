@@ -12,7 +12,7 @@ threads.
 from numba.types import float64 as FLOAT64
 
 from fastnn.cpu.batch import as_forward, as_gemm, as_run, products
-from fastnn.cpu.blocking import MR
+from fastnn.cpu.blocking import MR, SMALL
 from fastnn.cpu.jit import device, entry
 from fastnn.cpu.objects import (
     ALIGNED,
@@ -259,6 +259,15 @@ def product(own, arguments, count):
         op.dims += 1
         op.count *= span
 
+    if n == 1 and not own_product.dense and (a_row == size or (a_col == size and b_row == size)):
+        # A matrix times a column is a row times the transposed matrix, for which there are kernels.
+        op.a, op.b = op.b, op.a
+        for at in range(0, 4 * op.dims, 4):
+            op.axes[at + 1], op.axes[at + 2] = op.axes[at + 2], op.axes[at + 1]
+        a_row, a_col, b_row, b_col = b_col, b_row, a_col, a_row
+        c_row, c_col = c_col, c_row
+        m, n = 1, m
+
     gemm.a_row, gemm.a_col, gemm.b_row, gemm.b_col = a_row // size, a_col // size, b_row // size, b_col // size
     forward.c_row, forward.c_col = c_row // size, c_col // size
     forward.bias = pointer_at(elements(bias) if biased else 0, forward.bias)
@@ -268,7 +277,9 @@ def product(own, arguments, count):
     gemm.rows = min((m + MR - 1) // MR, 8) * MR
     gemm.pack = gemm.b_col != 1 or m > 4 * MR
     gemm.kernel = own_product.tiled
-    if m == 1 and gemm.b_col == 1:
+    if m * n * k <= SMALL and gemm.b_col == 1 and forward.c_col == 1 and not own_product.dense:
+        gemm.kernel = own_product.small
+    elif m == 1 and gemm.b_col == 1:
         gemm.kernel = own_product.rows
     elif m == 1 and gemm.b_row == 1 and gemm.a_col == 1:
         gemm.kernel = own_product.columns
