@@ -198,6 +198,13 @@ PRODUCT = Record(  # a product of NumPy arrays of one dtype
     small="int",
     kc="int",  # the largest depth of a block
 )
+CRITERION = Record(  # a mean loss of NumPy arrays of one dtype
+    "criterion",
+    loss="int",  # address of the loss to fill in and run
+    labels="int",  # 1: targets are class numbers
+    by_rows="int",  # 1: rows stand for themselves, else the mean is over all elements
+    bounded="int",  # 1: targets lie between 0 and 1
+)
 CALL = Record(  # a builtin function over NumPy arrays
     "call",
     python="int",  # address of the record PYTHON
@@ -213,9 +220,14 @@ PYTHON = Record(  # addresses in Python and NumPy
     number="int",
     float32="int",
     float64="int",
-    empty="int",  # functions: PyArray_Empty, PyArray_Return, Py_IncRef
+    int64="int",
+    empty="int",  # functions: PyArray_Empty, PyArray_Return
     returned="int",
-    keep="int",
+    keep="int",  # Py_IncRef
+    drop="int",  # Py_DecRef
+    new_number="int",  # PyFloat_FromDouble
+    new_tuple="int",  # PyTuple_New
+    put="int",  # PyTuple_SetItem
 )
 
 # --- what the threads of one run share --------------------------------------------------------------------------

@@ -22,6 +22,14 @@ NUMPY_2 = 0x02000000  # what PyArray_GetNDArrayCVersion says as long as the inte
 # Places in NumPy's table of C functions.
 VERSION, ARRAY_TYPE, RETURN, EMPTY = 0, 2, 76, 184
 
+FUNCTIONS = {  # of CPython's stable interface, by the field of the record `PYTHON`
+    "keep": "Py_IncRef",
+    "drop": "Py_DecRef",
+    "new_number": "PyFloat_FromDouble",
+    "new_tuple": "PyTuple_New",
+    "put": "PyTuple_SetItem",
+}
+
 
 class _MethodDef(ctypes.Structure):
     _fields_ = (
@@ -63,7 +71,9 @@ def python() -> int:
     values = {"none": id(None), "array": id(np.ndarray), "number": id(float)}
     values |= {"float32": id(np.dtype("float32")), "float64": id(np.dtype("float64"))}
     values |= {"empty": table[EMPTY], "returned": table[RETURN]}
-    values["keep"] = ctypes.cast(ctypes.pythonapi.Py_IncRef, ctypes.c_void_p).value or 0
+    values["int64"] = id(np.dtype("int64"))
+    for field, name in FUNCTIONS.items():
+        values[field] = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0
     PYTHON.pack_into(memoryview(record), 0, values)
     _keep.append(record)
     return address(record)

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastnn.cpu import blocking, builtin, loader
 from fastnn.cpu.memory import address, allocate
-from fastnn.records import BATCH, CALL, FORWARD, GEMM, MAP, PRODUCT, RUN, SLOT, UPDATE
+from fastnn.records import BATCH, CALL, CRITERION, FORWARD, GEMM, LOSS, MAP, PRODUCT, RUN, SLOT, UPDATE
 
 Key = TypeVar("Key", bound=Hashable)
 VARIANT = {"float32": 2, "float64": 7}  # the first slots of a dtype's records, behind those of the call and its run
@@ -96,7 +96,20 @@ def _product(call: Call, slot: int, activation: tuple[str, float] | None, dtype:
     FORWARD.pack_into(call.view, slot + 3, {"kernel": epilogue, "alpha": alpha})
 
 
+@functools.cache
+def _values() -> np.ndarray:
+    return allocate(SMALL, "float64")  # zeros: pages that are never used do not exist
+
+
+def _loss(call: Call, slot: int, loss: str, dtype: str) -> None:
+    values = {"loss": call.at(slot + 1), "labels": loss.startswith("sparse"), "by_rows": "softmax" in loss}
+    CRITERION.pack_into(call.view, slot, {**values, "bounded": loss != "mean_squared_error"})
+    kernel = loader.address(f"losses.{loss}", dtype)
+    LOSS.pack_into(call.view, slot + 1, {"kernel": kernel, "value": address(_values())})
+
+
 MAPS: Calls[str] = Calls("direct.elementwise", SMALL, _map)  # by the name of the kernel
 UPDATES: Calls[str] = Calls("direct.update", SMALL, _update)  # by the name of the optimizer's rule
 # By the activation of a dense layer and its parameter; None for plain products.
 PRODUCTS: Calls[tuple[str, float] | None] = Calls("direct.product", SMALL_PRODUCT, _product)
+LOSSES: Calls[str] = Calls("criteria.mean", SMALL, _loss)  # by the name of the kernel

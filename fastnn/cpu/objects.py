@@ -10,7 +10,7 @@ from numba.types import int64 as INT64
 
 from fastnn.cpu.jit import device
 from fastnn.cpu.memory import DATA
-from fastnn.cpu.simd import call_function, pointer_at, reference
+from fastnn.cpu.simd import call_function, call_with_number, pointer_at, reference
 from fastnn.records import PYTHON
 
 # Byte offsets of an object's type, of a float's value and of the fields of an array.
@@ -122,3 +122,21 @@ def empty(python, size, dims, shape):
     """
     descr = kept(python, python.float32 if size == 4 else python.float64)  # PyArray_Empty takes a reference
     return call_function(python.empty, (dims, shape, descr, 0))
+
+
+@device
+def number_and(python, value, second):
+    """A new tuple of a float and an object, whose reference it takes over; 0, an exception set, if it fails.
+
+    The garbage collector may run Python code in it: nothing that calls share may be in use any more.
+    """
+    first = call_with_number(python.new_number, value)
+    pair = call_function(python.new_tuple, (2,)) if first != 0 else 0
+    if pair == 0:
+        call_function(python.drop, (second,))
+        if first != 0:
+            call_function(python.drop, (first,))
+        return 0
+    call_function(python.put, (pair, 0, first))
+    call_function(python.put, (pair, 1, second))
+    return pair
