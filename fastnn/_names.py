@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+INFINITY = float("inf")
 
 
 def find(name: str, table: Mapping[str, T], what: str) -> T:
@@ -26,12 +27,14 @@ def number(
     open_high: bool = False,
 ) -> float:
     """`value` as a finite float within bounds (open or closed), or an error that says what was expected."""
+    if type(value) is float and low is not None and low < value < (INFINITY if high is None else high):
+        return value  # the usual case, at once
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")
     x = float(value)  # type: ignore[arg-type]
     below = low is not None and (x <= low if open_low else x < low)
     above = high is not None and (x >= high if open_high else x > high)
-    if x != x or x in (float("inf"), float("-inf")) or below or above:
+    if x != x or x in (INFINITY, -INFINITY) or below or above:
         left = "" if low is None else f" {'>' if open_low else '>='} {low:g}"
         right = "" if high is None else f" {'<' if open_high else '<='} {high:g}"
         raise ValueError(

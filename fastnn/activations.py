@@ -58,6 +58,8 @@ def get(identifier: object) -> Function:
     >>> fastnn.activations.get("tanh")
     Function(name='tanh', alpha=0.0)
     """
+    if type(identifier) is str and identifier in FUNCTIONS:
+        return FUNCTIONS[identifier]
     if identifier is None:
         return linear
     if isinstance(identifier, Function):

@@ -177,18 +177,61 @@ DROPOUT = Record(
     layer="int",
 )
 
-DIRECT = Record(  # a small product of NumPy arrays (fastnn.cpu.direct)
-    "direct",
-    descr="int",  # address of the dtype object that the arrays must have
-    size="int",  # bytes of an element
-    gemm="int",  # addresses of the records to fill in and run: the product, its epilogue, the run
-    forward="int",
-    run="int",
-    tiled="int",  # addresses of the kernels gemm, gemv_rows and gemv_columns
+# --- what functions over arrays need besides (fastnn.cpu.direct) --------------------------------------------------
+
+BATCH = Record(  # a product for every matrix of a batch
+    "batch",
+    a="int",  # addresses of the first matrices
+    b="int",
+    c="int",
+    count="int",  # matrices
+    axes="i64*",  # for each of `dims` axes, innermost first: its length, and its strides in a, b and c in bytes
+    dims="int",
+    pairs="int",  # per thread: the records of the product and of its epilogue
+    scratch="T*",
+    scratch_stride="int",  # in bytes
+    run="int",  # the run of a single thread
+)
+PRODUCT = Record(  # a product of NumPy arrays of one dtype
+    "product",
+    batch="int",  # address of the batch to fill in and run
+    dense="int",  # 1: of a dense layer
+    tiled="int",  # addresses of the kernels gemm, gemv_rows, gemv_columns and that of small products
     rows="int",
     columns="int",
-    most="int",  # the largest m * n * k that is computed here
+    small="int",
     kc="int",  # the largest depth of a block
+)
+CRITERION = Record(  # a mean loss of NumPy arrays of one dtype
+    "criterion",
+    loss="int",  # address of the loss to fill in and run
+    labels="int",  # 1: targets are class numbers
+    by_rows="int",  # 1: rows stand for themselves, else the mean is over all elements
+    bounded="int",  # 1: targets lie between 0 and 1
+)
+CALL = Record(  # a builtin function over NumPy arrays
+    "call",
+    python="int",  # address of the record PYTHON
+    float32="int",  # address of the record to fill in and run for arrays of float32, or 0 while there is none
+    float64="int",
+    run="int",
+    most="int",  # the largest work that is done here
+)
+PYTHON = Record(  # addresses in Python and NumPy
+    "python",
+    none="int",  # objects
+    array="int",
+    number="int",
+    float32="int",
+    float64="int",
+    int64="int",
+    empty="int",  # functions: PyArray_Empty, PyArray_Return
+    returned="int",
+    keep="int",  # Py_IncRef
+    drop="int",  # Py_DecRef
+    new_number="int",  # PyFloat_FromDouble
+    new_tuple="int",  # PyTuple_New
+    put="int",  # PyTuple_SetItem
 )
 
 # --- what the threads of one run share --------------------------------------------------------------------------

@@ -72,6 +72,8 @@ for entry in pkgutil.iter_modules(package.__path__):
             continue
         # The portable code and aarch64's in both dtypes; of the others, float32 and the product.
         both = sys.argv[1] in ("generic", "aarch64") or name == "gemm"
+        if kernel.kind == "entry":  # one for all dtypes
+            both = False
         for dtype in ("float32", "float64") if both else ("float32",):
             code = ir(kernel, dtype)
             data = loader.emit(*code, symbol="exported", cpu=cpu)

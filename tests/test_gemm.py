@@ -135,9 +135,6 @@ def test_overlapping_strides(dtype):
 def always_together(monkeypatch):
     """Give the smallest product to a team."""
     monkeypatch.setattr(immediate, "TOGETHER", 0)
-    immediate.MEMORY.products.clear()
-    yield
-    immediate.MEMORY.products.clear()
 
 
 SHAPES = [(1, 300, 700), (5, 3, 2), (33, 65, 129), (8 * MR + 1, 257, 67), (17 * MR, 40, 100), (600, 9, 33)]

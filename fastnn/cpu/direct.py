@@ -1,109 +1,289 @@
-"""Small products of NumPy arrays, without the overhead that matters for them.
+"""What Python calls for small work: builtin functions whose machine code is ours.
 
-A product of 32 x 64 by 64 x 64 takes 2 us; reading the shapes and strides of three arrays in Python takes longer.  So
-this entry reads NumPy's array objects itself, in compiled code.  Their layout is that of NumPy's C interface
-(``PyArrayObject_fields``), unchanged since 2006; `fastnn.cpu.memory` checks it before it is relied upon.
+A product of 16 x 16 matrices takes 0.1 us; checking three arrays in Python and filling in a record takes 10 us, a call
+through ctypes 0.5 us.  A builtin function takes 0.05 us, and here it reads the array objects itself
+(`fastnn.cpu.objects`), makes the result, fills in the record and runs the kernel.  What is not that simple it declines:
+it returns None, with nothing done, and the caller goes the ordinary way.
+
+Python's lock is held meanwhile, which is why there are limits to the work, and why one set of records is enough for all
+threads.
 """
 
-from numba.types import int32 as INT32
-from numba.types import int64 as INT64
+from numba.types import float64 as FLOAT64
 
-from fastnn.cpu.blocking import MR
+from fastnn.cpu.batch import as_forward, as_gemm, as_run, products
+from fastnn.cpu.blocking import MR, SMALL
 from fastnn.cpu.jit import device, entry
-from fastnn.cpu.memory import DATA
-from fastnn.cpu.simd import call_kernel, pointer_at, reference
-from fastnn.records import DIRECT, FORWARD, GEMM, RUN
+from fastnn.cpu.objects import (
+    ALIGNED,
+    CONTIGUOUS,
+    SHAPE,
+    TYPE,
+    WRITEABLE,
+    as_python,
+    dimensions,
+    elements,
+    empty,
+    extent,
+    itemsize,
+    kept,
+    length,
+    number,
+    same_shape,
+    stride,
+    volume,
+    word,
+)
+from fastnn.cpu.simd import call_function, call_kernel, integer, local_words, pointer_at, reference
+from fastnn.records import BATCH, CALL, MAP, PRODUCT, SLOT, UPDATE
 
-# Byte offsets of the fields of an array object.
-NDIM, SHAPE, STRIDES, DESCR, FLAGS = DATA + 8, DATA + 16, DATA + 24, DATA + 40, DATA + 48
-ALIGNED, WRITEABLE = 0x0100, 0x0400
-DONE, DECLINED = 0, 1
+AXES = 8  # of a batch, at most: more are declined
+DIMS = AXES + 2
 
-as_gemm, as_forward, as_run = reference(GEMM), reference(FORWARD), reference(RUN)
-
-
-@device
-def word(address):
-    """The 64-bit integer at an address."""
-    return pointer_at(address, INT64)[0]
-
-
-@device
-def half_word(address):
-    """The 32-bit integer at an address."""
-    return pointer_at(address, INT32)[0]
-
-
-@device
-def elements(array, op):
-    """Where the elements of an array object start."""
-    return pointer_at(word(array + DATA), as_gemm(op.gemm, op).a)
-
-
-@device
-def fits(array, descr, dims, flags):
-    """Whether an array object has this dtype and dimension and a kernel can use as it is."""
-    return (
-        word(array + DESCR) == descr
-        and half_word(array + NDIM) == dims
-        and (half_word(array + FLAGS) & (ALIGNED | flags)) == (ALIGNED | flags)
-    )
+as_batch, as_call, as_map = reference(BATCH), reference(CALL), reference(MAP)
+as_product, as_update = reference(PRODUCT), reference(UPDATE)
 
 
 @device
-def extent(array, size):
-    """The lowest address of an array and the one behind its highest."""
-    low = word(array + DATA)
-    high = low + size
-    for i in range(half_word(array + NDIM)):
-        reach = (word(word(array + SHAPE) + 8 * i) - 1) * word(word(array + STRIDES) + 8 * i)
-        if reach < 0:
-            low += reach
-        else:
-            high += reach
-    return low, high
+def declined(python):
+    return kept(python, python.none)
 
 
-@entry(DIRECT)
-def product(op, a, b, out, bias):
-    """``out = f(a b + bias)`` by the records that `op` names; DECLINED, with nothing done, if it is not that simple."""
-    if not (fits(a, op.descr, 2, 0) and fits(b, op.descr, 2, 0) and fits(out, op.descr, 2, WRITEABLE)):
-        return DECLINED
-    if bias != 0 and not fits(bias, op.descr, 1, 0):
-        return DECLINED
-    a_shape, b_shape, c_shape = word(a + SHAPE), word(b + SHAPE), word(out + SHAPE)
-    m, k, n = word(a_shape), word(a_shape + 8), word(b_shape + 8)
-    if k != word(b_shape) or m != word(c_shape) or n != word(c_shape + 8):
-        return DECLINED  # where the error is raised
-    if bias != 0 and (word(word(bias + SHAPE)) != n or word(word(bias + STRIDES)) != op.size):
-        return DECLINED
-    if m * n * k == 0 or m * n * k > op.most:
-        return DECLINED
-    low, high = extent(out, op.size)
-    for operand in (a, b, bias):
-        if operand != 0:
-            start, end = extent(operand, op.size)
-            if start < high and low < end:
-                return DECLINED
-    gemm, forward = as_gemm(op.gemm, op), as_forward(op.forward, op)
-    a_strides, b_strides, c_strides = word(a + STRIDES), word(b + STRIDES), word(out + STRIDES)
-    gemm.a, gemm.a_row, gemm.a_col = elements(a, op), word(a_strides) // op.size, word(a_strides + 8) // op.size
-    gemm.b, gemm.b_row, gemm.b_col = elements(b, op), word(b_strides) // op.size, word(b_strides + 8) // op.size
+@device
+def apart(a, b, size):
+    """Whether two arrays share no memory, as far as their extents tell."""
+    low, high = extent(a, size)
+    start, end = extent(b, size)
+    return end <= low or high <= start
+
+
+# --- element-wise functions and functions of rows -----------------------------------------------------------------
+
+
+@device
+def congruent(python, array, size, like):
+    """Whether an array is contiguous, has elements of `size` bytes and the shape of `like`."""
+    return itemsize(python, array, CONTIGUOUS | ALIGNED) == size and same_shape(array, like)
+
+
+@entry
+def elementwise(own, arguments, count):
+    """``f(x, out, alpha, g)``: a kernel over contiguous arrays of one shape; `out` and `g` may be None."""
+    call = as_call(elements(own), FLOAT64)
+    python = as_python(call.python, FLOAT64)
+    if count != 4:
+        return declined(python)
+    x, out, alpha, g = word(arguments), word(arguments + 8), word(arguments + 16), word(arguments + 24)
+    size = itemsize(python, x, CONTIGUOUS | ALIGNED)
+    record = call.float32 if size == 4 else call.float64
+    if size == 0 or record == 0 or dimensions(x) == 0 or word(alpha + TYPE) != python.number:
+        return declined(python)
+    n = volume(x)
+    if n == 0 or n > call.most:
+        return declined(python)
+    paired = g != python.none
+    if paired and not congruent(python, g, size, x):
+        return declined(python)
+    if out != python.none:
+        if itemsize(python, out, WRITEABLE) == 0 or not congruent(python, out, size, x):
+            return declined(python)
+        # Kernels read an element before they write the one at its place.
+        if elements(out) != elements(x) and not apart(out, x, size):
+            return declined(python)
+        if paired and elements(out) != elements(g) and not apart(out, g, size):
+            return declined(python)
+        result = kept(python, out)
+    else:
+        result = empty(python, size, dimensions(x), word(x + SHAPE))
+        if result == 0:
+            return 0
+    op = as_map(record, FLOAT64)
+    op.x, op.y = pointer_at(elements(x), op.x), pointer_at(elements(result), op.y)
+    op.g = pointer_at(elements(g) if paired else 0, op.g)
+    op.n, op.alpha = n, number(alpha)
+    op.cols = op.ld = length(x, 1)
+    op.rows = n // op.cols
+    call_kernel(op, as_run(call.run, op), 0, 0)
+    return result
+
+
+# --- optimizers ---------------------------------------------------------------------------------------------------
+
+
+@entry
+def update(own, arguments, count):
+    """``f(p, s0, s1, g, rate, momentum, decay_1, decay_2, epsilon)``; `s0` and `s1` may be None.
+
+    Returns `p`, which is updated with its state.
+    """
+    call = as_call(elements(own), FLOAT64)
+    python = as_python(call.python, FLOAT64)
+    if count != 9:
+        return declined(python)
+    p, s0, s1, g = word(arguments), word(arguments + 8), word(arguments + 16), word(arguments + 24)
+    size = itemsize(python, p, CONTIGUOUS | ALIGNED | WRITEABLE)
+    record = call.float32 if size == 4 else call.float64
+    if size == 0 or record == 0 or not congruent(python, g, size, p):
+        return declined(python)
+    for state in (s0, s1):
+        if state != python.none and (itemsize(python, state, WRITEABLE) == 0 or not congruent(python, state, size, p)):
+            return declined(python)
+    for i in range(4, 9):
+        if word(word(arguments + 8 * i) + TYPE) != python.number:
+            return declined(python)
+    n = volume(p)
+    if n == 0 or n > call.most:
+        return declined(python)
+    op, run = as_update(record, FLOAT64), as_run(call.run, FLOAT64)
+    op.p, op.g = pointer_at(elements(p), op.p), pointer_at(elements(g), op.g)
+    op.s0 = pointer_at(elements(s0) if s0 != python.none else 0, op.p)
+    op.s1 = pointer_at(elements(s1) if s1 != python.none else 0, op.p)
+    op.n = n
+    run.rate[0] = number(word(arguments + 32))
+    op.momentum = number(word(arguments + 40))
+    op.decay_1 = number(word(arguments + 48))
+    op.decay_2 = number(word(arguments + 56))
+    op.epsilon = number(word(arguments + 64))
+    call_kernel(op, run, 0, 0)
+    return kept(python, p)
+
+
+# --- products -----------------------------------------------------------------------------------------------------
+
+
+@device
+def within(work, factor, most):
+    """``work * factor``, or 0 where that is more than `most` (or 0)."""
+    return work * factor if 0 < factor <= most and work * factor <= most else 0
+
+
+@entry
+def product(own, arguments, count):
+    """``f(a, b, out, bias)``: ``activation(a @ b + bias)`` with the shapes of `numpy.matmul`.
+
+    `out` and `bias` may be None.  A dense layer takes one matrix b, and a bias.
+    """
+    call = as_call(elements(own), FLOAT64)
+    python = as_python(call.python, FLOAT64)
+    if count != 4:
+        return declined(python)
+    a, b, out, bias = word(arguments), word(arguments + 8), word(arguments + 16), word(arguments + 24)
+    size = itemsize(python, a, ALIGNED)
+    record = call.float32 if size == 4 else call.float64
+    if size == 0 or record == 0 or itemsize(python, b, ALIGNED) != size:
+        return declined(python)
+    own_product = as_product(record, FLOAT64)
+    a_dims, b_dims = dimensions(a), dimensions(b)
+    if a_dims == 0 or b_dims == 0 or (own_product.dense and (a_dims < 2 or b_dims != 2)):
+        return declined(python)
+    m, k = length(a, 2) if a_dims > 1 else 1, length(a, 1)
+    n = length(b, 1) if b_dims > 1 else 1
+    batch_dims = max(a_dims, b_dims, 2) - 2
+    if k != (length(b, 2) if b_dims > 1 else length(b, 1)) or batch_dims > AXES:
+        return declined(python)  # the error is raised where the shapes are named
+    work = within(within(within(1, m, call.most), n, call.most), k, call.most)
+
+    # The shape of the result.
+    shape = local_words(DIMS)
+    dims = batch_dims
+    for d in range(batch_dims):
+        axis = batch_dims + 2 - d
+        a_length = length(a, axis) if axis <= a_dims else 1
+        b_length = length(b, axis) if axis <= b_dims else 1
+        if a_length != b_length and a_length != 1 and b_length != 1:
+            return declined(python)
+        shape[d] = a_length if b_length == 1 else b_length
+        work = within(work, shape[d], call.most)
+    if work == 0:
+        return declined(python)
+    if a_dims > 1:
+        shape[dims] = m
+        dims += 1
+    if b_dims > 1:
+        shape[dims] = n
+        dims += 1
+
+    biased = own_product.dense and bias != python.none
+    if biased and (itemsize(python, bias, ALIGNED) != size or dimensions(bias) != 1):
+        return declined(python)
+    if biased and (length(bias, 1) != n or stride(bias, 1) != size):
+        return declined(python)
+    if out != python.none:
+        if itemsize(python, out, ALIGNED | WRITEABLE) != size or dimensions(out) != dims:
+            return declined(python)
+        for d in range(dims):
+            if length(out, dims - d) != shape[d]:
+                return declined(python)
+        if not apart(out, a, size) or not apart(out, b, size) or (biased and not apart(out, bias, size)):
+            return declined(python)
+        result = kept(python, out)
+    else:
+        result = empty(python, size, dims, integer(shape))
+        if result == 0:
+            return 0
+
+    op = as_batch(own_product.batch, FLOAT64)
+    gemm, forward = as_gemm(op.pairs, op), as_forward(op.pairs + SLOT, op)
+    op.a, op.b, op.c = elements(a), elements(b), elements(result)
+    a_row, a_col = stride(a, 2) if a_dims > 1 else 0, stride(a, 1)
+    b_row, b_col = stride(b, 2) if b_dims > 1 else stride(b, 1), stride(b, 1) if b_dims > 1 else 0
+    c_col = stride(result, 1) if b_dims > 1 else 0
+    c_row = stride(result, 2 if b_dims > 1 else 1) if a_dims > 1 else 0
+
+    # Axes of the batch, innermost first.  The rows of all matrices that meet the same b are one matrix if their strides
+    # allow it; axes whose strides are those of one longer axis become that.
+    op.dims, op.count = 0, 1
+    for d in range(batch_dims):
+        axis = d + 3
+        span = shape[batch_dims - 1 - d]
+        if span == 1:
+            continue
+        a_stride = stride(a, axis) if axis <= a_dims and length(a, axis) > 1 else 0
+        b_stride = stride(b, axis) if axis <= b_dims and length(b, axis) > 1 else 0
+        c_stride = stride(result, axis - (a_dims < 2) - (b_dims < 2))
+        if op.dims == 0 and b_stride == 0 and (m == 1 or (a_stride == m * a_row and c_stride == m * c_row)):
+            if m == 1:
+                a_row, c_row = a_stride, c_stride
+            m *= span
+            continue
+        at = 4 * (op.dims - 1)
+        if op.dims > 0:
+            inner = op.axes[at]
+            joined = a_stride == inner * op.axes[at + 1] and b_stride == inner * op.axes[at + 2]
+            if joined and c_stride == inner * op.axes[at + 3]:
+                op.axes[at] = inner * span
+                op.count *= span
+                continue
+        at += 4
+        op.axes[at], op.axes[at + 1], op.axes[at + 2], op.axes[at + 3] = span, a_stride, b_stride, c_stride
+        op.dims += 1
+        op.count *= span
+
+    if n == 1 and not own_product.dense and (a_row == size or (a_col == size and b_row == size)):
+        # A matrix times a column is a row times the transposed matrix, for which there are kernels.
+        op.a, op.b = op.b, op.a
+        for at in range(0, 4 * op.dims, 4):
+            op.axes[at + 1], op.axes[at + 2] = op.axes[at + 2], op.axes[at + 1]
+        a_row, a_col, b_row, b_col = b_col, b_row, a_col, a_row
+        c_row, c_col = c_col, c_row
+        m, n = 1, m
+
+    gemm.a_row, gemm.a_col, gemm.b_row, gemm.b_col = a_row // size, a_col // size, b_row // size, b_col // size
+    forward.c_row, forward.c_col = c_row // size, c_col // size
+    forward.bias = pointer_at(elements(bias) if biased else 0, forward.bias)
     gemm.m, gemm.n, gemm.k = m, n, k
-    deep = (k + op.kc - 1) // op.kc
+    deep = (k + own_product.kc - 1) // own_product.kc
     gemm.kc = (k + deep - 1) // deep
     tiles = (m + MR - 1) // MR
     gemm.rows = gemm.block = (tiles if deep == 1 else min(tiles, 8)) * MR
     gemm.partial = MR if deep == 1 else gemm.rows
     gemm.pack = gemm.b_col != 1 or m > 4 * MR
-    forward.c = elements(out, op)
-    forward.c_row, forward.c_col = word(c_strides) // op.size, word(c_strides + 8) // op.size
-    forward.bias = elements(bias, op) if bias != 0 else pointer_at(0, gemm.a)
-    kernel = op.tiled
-    if m == 1 and gemm.b_col == 1:
-        kernel = op.rows
+    gemm.kernel = own_product.tiled
+    if m * n * k <= SMALL and gemm.b_col == 1 and forward.c_col == 1 and not own_product.dense:
+        gemm.kernel = own_product.small
+    elif m == 1 and gemm.b_col == 1:
+        gemm.kernel = own_product.rows
     elif m == 1 and gemm.b_row == 1 and gemm.a_col == 1:
-        kernel = op.columns
-    gemm.kernel = kernel
-    call_kernel(gemm, as_run(op.run, op), 0, 0)
-    return DONE
+        gemm.kernel = own_product.columns
+    products(op, 0, op.count, 0)
+    return call_function(python.returned, (result,)) if dims == 0 and out == python.none else result

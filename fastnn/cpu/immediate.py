@@ -1,22 +1,21 @@
-"""One kernel, now: what the NumPy-level functions run.
+"""One kernel, now: what the NumPy-level functions run where `fastnn.cpu.calls` declines.
 
-Small calls are all overhead, so each thread keeps its records and scratch for reuse.
+Each thread keeps its records and scratch for reuse.
 """
 
 import ctypes
 import functools
+import math
 import threading
 from collections.abc import Callable
 
 import numpy as np
 
 from fastnn.cpu import blocking, crowd, loader
-from fastnn.cpu.memory import TRUSTED, address, allocate
-from fastnn.records import DIRECT, FORWARD, GEMM, RUN, SLOT, Record
+from fastnn.cpu.memory import address, allocate
+from fastnn.records import BATCH, FORWARD, GEMM, RUN, SLOT, Record
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t)
-# Small products keep the interpreter's lock: they take less time than giving it away and getting it back may.
-ENTRY = ctypes.PYFUNCTYPE(ctypes.c_ssize_t, ctypes.c_void_p, *[ctypes.c_ssize_t] * 4)
 TOGETHER = 1e7  # operations above which helpers are worth waking: 50 us of one core, in which they arrive
 NAMES = {4: "float32", 8: "float64"}
 
@@ -37,8 +36,6 @@ class _Memory(threading.local):
         self.rate = np.zeros(1)
         self._run = bytearray(SLOT)
         self.run = ctypes.addressof(ctypes.c_char.from_buffer(self._run))
-        self.owners: list[Direct] = []
-        self.products: dict[object, Callable[[int, int, int, int], int]] = {}
         RUN.pack_into(self._run, 0, {"threads": 1, "rate": address(self.rate)})
         self._scratch = allocate(0, "float64")
 
@@ -68,8 +65,10 @@ def gemm(
     a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, activation: str, alpha: float, threads: int
 ) -> None:
     """``out = activation(a @ b + bias)`` for matrices with any strides of whole elements."""
-    if bias is None and b.shape[1] <= blocking.MR and a.strides[0] == a.itemsize and 8 * b.shape[1] < a.shape[0]:
+    if bias is None and a.strides[0] == a.itemsize and 8 * b.shape[1] < a.shape[0] and b.shape[1] <= blocking.MR:
         # Few columns would leave most of a vector empty, and the columns of A are contiguous: C' = B' A'.
+        a, b, out = b.T, a.T, out.T
+    elif b.shape[1] == 1 and bias is None:  # a row times a matrix has kernels of its own: 18 us become 4 at 256 x 256
         a, b, out = b.T, a.T, out.T
     kernel, scratch = lay_out(MEMORY, a, b, out, bias, activation, alpha, threads)
     _call(kernel, MEMORY, 2.0 * a.size * b.shape[1], threads, scratch)
@@ -105,41 +104,32 @@ def lay_out(
     return kernel, stride * size
 
 
-class Direct:
-    """The records of `fastnn.cpu.direct.product` for one dtype and activation."""
-
-    def __init__(self, dtype: np.dtype, activation: str, alpha: float) -> None:
-        name = dtype.name
-        kc = blocking.depth(name, 1 << 20)
-        stride = blocking.columns(name) * (kc + 8 * blocking.MR)
-        self._scratch = allocate(stride, name)
-        self._records = bytearray(4 * SLOT)
-        op = ctypes.addressof(ctypes.c_char.from_buffer(self._records))
-        gemm, forward, run = (op + SLOT * i for i in (1, 2, 3))
-        kernels = {
-            field: function(f"{kernel}", name)[0]
-            for field, kernel in (("tiled", "gemm.gemm"), ("rows", "gemv.gemv_rows"), ("columns", "gemv.gemv_columns"))
-        }
-        limits = {"most": int(TOGETHER / 2) if TRUSTED else 0, "kc": kc}
-        links = {"descr": id(dtype), "size": dtype.itemsize, "gemm": gemm, "forward": forward, "run": run}
-        DIRECT.pack_into(self._records, 0, {**links, **kernels, **limits})
-        scratch = {"scratch": address(self._scratch), "panels": 1, "epilogue": forward}
-        GEMM.pack_into(self._records, 1, scratch)
-        epilogue = function(f"activations.{activation}_forward", name)[0]
-        FORWARD.pack_into(self._records, 2, {"kernel": epilogue, "alpha": alpha})
-        RUN.pack_into(self._records, 3, {"threads": 1})
-        self.call = functools.partial(ENTRY(loader.address("direct.product", name)), op)
-
-
-def direct(dtype: np.dtype, activation: str = "linear", alpha: float = 0.0) -> Callable[[int, int, int, int], int]:
-    """``f(id(a), id(b), id(out), id(bias) or 0)``, which computes a small product and returns 0, or declines."""
-    key = dtype if activation == "linear" else (dtype, activation, alpha)
-    found = MEMORY.products.get(key)
-    if found is None:
-        made = Direct(dtype, activation, alpha)
-        MEMORY.owners.append(made)  # the call works in its memory
-        found = MEMORY.products[key] = made.call
-    return found
+def batch(a: np.ndarray, b: np.ndarray, out: np.ndarray, threads: int) -> None:
+    """``out = a @ b`` for stacks of matrices of the same leading shape, which threads share matrix by matrix."""
+    if b.shape[-1] == 1:
+        a, b, out = b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2)
+    memory = MEMORY
+    lead = out.shape[:-2]
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    if 2.0 * m * n * k >= TOGETHER:
+        for index in np.ndindex(lead):
+            gemm(a[index], b[index], out[index], None, "linear", 0.0, threads)
+        return
+    first = (0,) * len(lead)
+    _, stride = lay_out(memory, a[first], b[first], out[first], None, "linear", 0.0, 1)
+    scratch = memory.scratch(stride * blocking.SHARES)
+    product = np.frombuffer(memory.records, GEMM.dtype, 1)[0]
+    if m * n * k <= blocking.SMALL and b.strides[-1] == out.strides[-1] == out.itemsize:
+        product["kernel"] = function("small.product", NAMES[out.itemsize])[0]
+    pairs = memory.records * blocking.SHARES
+    axes = np.array([lead, a.strides[:-2], b.strides[:-2], out.strides[:-2]], np.int64).T[::-1].copy()
+    where, kernel = function("batch.batch", NAMES[out.itemsize])
+    values = {"kernel": where, "a": address(a), "b": address(b), "c": address(out)}
+    values |= {"count": math.prod(lead), "axes": address(axes), "dims": len(lead), "run": memory.run}
+    values |= {"pairs": ctypes.addressof(ctypes.c_char.from_buffer(pairs))}
+    values |= {"scratch": scratch, "scratch_stride": stride}
+    BATCH.pack_into(memory.records, 0, values)
+    _call(kernel, memory, 2.0 * out.size * a.shape[-1], threads)
 
 
 def _call(kernel: Callable, memory: _Memory, work: float, threads: int, scratch: int = 0) -> None:

@@ -41,10 +41,10 @@ class Kernel:
         scalar = getattr(types, dtype)
         if self.kind == "main":  # (run, thread)
             return (RUN_REF, types.intp)
+        if self.kind == "entry":  # (self, arguments, their number), returns an object
+            return (types.intp, types.intp, types.intp)
         assert self.record is not None
         own = RecordRef(self.record, scalar)
-        if self.kind == "entry":  # (record, four integers), returns an integer
-            return (own, *[types.intp] * 4)
         if self.kind == "kernel":  # (op, run, step, thread)
             return (own, RUN_REF, types.intp, types.intp)
         # (op, run, step, tile, tile_row, i, j, rows, cols)
@@ -61,9 +61,13 @@ def epilogue(record: Record) -> Callable[[Callable], Kernel]:
     return lambda function: Kernel(function, "epilogue", record)
 
 
-def entry(record: Record) -> Callable[[Callable], Kernel]:
-    """Mark ``f(op, a, b, c, d)``: called from Python with integers, and returns one."""
-    return lambda function: Kernel(function, "entry", record)
+def entry(function: Callable) -> Kernel:
+    """Mark ``f(own, arguments, count)``: what Python calls, as a builtin function (METH_FASTCALL).
+
+    `own` is the address of the function's own object, `arguments` that of the addresses of `count` objects; it returns
+    the address of an object, or 0 where an exception was raised.
+    """
+    return Kernel(function, "entry", None)
 
 
 def main(function: Callable) -> Kernel:

@@ -4,6 +4,7 @@ import numpy as np
 
 from fastnn import _names
 from fastnn.cpu import immediate
+from fastnn.cpu.calls import MAPS
 from fastnn.cpu.memory import address
 from fastnn.ops.arrays import check_out, common, floats, rows_of
 from fastnn.records import MAP
@@ -12,6 +13,9 @@ from fastnn.threads import get_num_threads
 
 def _map(kernel: str, x: object, out: np.ndarray | None, alpha: float = 0.0, name: str = "x") -> np.ndarray:
     """Run an element-wise kernel over an array."""
+    done = MAPS[kernel](x, out, alpha, None)
+    if done is not None:
+        return done
     source = floats(x, name)
     result = np.empty(source.shape, source.dtype) if out is None else check_out(out, source.shape, source.dtype)
     flat = np.ascontiguousarray(source)
@@ -23,6 +27,7 @@ def _map(kernel: str, x: object, out: np.ndarray | None, alpha: float = 0.0, nam
         immediate.run(
             f"activations.{kernel}", flat.dtype, MAP, values, work=20.0 * flat.size, threads=get_num_threads()
         )
+        MAPS.learn(kernel, flat.dtype)
     if target is not result:
         result[...] = target
     return result if out is not None or result.ndim else result[()]
@@ -117,6 +122,9 @@ def softmax(x: object, out: np.ndarray | None = None) -> np.ndarray:
     >>> fastnn.softmax([[1000.0, 1000.0]])
     array([[0.5, 0.5]], dtype=float32)
     """
+    done = MAPS["softmax_rows"](x, out, 0.0, None)
+    if done is not None:
+        return done
     source = floats(x, "x")
     if source.ndim == 0:
         raise ValueError("softmax needs at least one dimension, got a single number")
@@ -128,6 +136,7 @@ def softmax(x: object, out: np.ndarray | None = None) -> np.ndarray:
         immediate.run(
             "activations.softmax_rows", flat.dtype, MAP, values, work=30.0 * flat.size, threads=get_num_threads()
         )
+        MAPS.learn("softmax_rows", flat.dtype)
     if out is None:
         return target
     result[...] = target
@@ -212,6 +221,9 @@ def softmax_derivative(y: object, grad: object, out: np.ndarray | None = None) -
     >>> fastnn.softmax_derivative([[0.5, 0.5]], [[1.0, 0.0]])
     array([[ 0.25, -0.25]], dtype=float32)
     """
+    done = MAPS["softmax_gradient"](y, out, 0.0, grad)
+    if done is not None:
+        return done
     s, g = common(floats(y, "y"), floats(grad, "grad"))
     if s.shape != g.shape or s.ndim == 0:
         raise ValueError(f"y and grad must have the same shape of at least one dimension, got {s.shape} and {g.shape}")
@@ -223,6 +235,7 @@ def softmax_derivative(y: object, grad: object, out: np.ndarray | None = None) -
         immediate.run(
             "activations.softmax_gradient", s.dtype, MAP, values, work=5.0 * s.size, threads=get_num_threads()
         )
+        MAPS.learn("softmax_gradient", s.dtype)
     if out is None:
         return target
     result[...] = target

@@ -4,14 +4,32 @@ import numpy as np
 
 from fastnn import _names
 from fastnn.cpu import immediate
+from fastnn.cpu.calls import UPDATES
 from fastnn.cpu.memory import address
 from fastnn.ops.arrays import floats, in_place
 from fastnn.records import UPDATE
 from fastnn.threads import get_num_threads
 
 
-def _update(kernel: str, arrays: dict[str, np.ndarray], grad: object, rate: float, constants: dict[str, float]) -> None:
-    param = arrays["p"]
+def _update(
+    rule: str,
+    param: np.ndarray,
+    grad: object,
+    s0: np.ndarray | None,
+    s1: np.ndarray | None,
+    rate: float,
+    momentum: float = 0.0,
+    decay_1: float = 0.0,
+    decay_2: float = 0.0,
+    epsilon: float = 0.0,
+) -> None:
+    if UPDATES[rule](param, s0, s1, grad, rate, momentum, decay_1, decay_2, epsilon) is not None:
+        return
+    arrays = {"p": in_place(param, "param")}
+    if s0 is not None:
+        arrays["s0"] = in_place(s0, "velocity" if s1 is None else "m", param)
+    if s1 is not None:
+        arrays["s1"] = in_place(s1, "v", param)
     g = floats(grad, "grad")
     if g.shape != param.shape:
         raise ValueError(f"grad must have the shape of param, {param.shape}, got {g.shape}")
@@ -20,9 +38,10 @@ def _update(kernel: str, arrays: dict[str, np.ndarray], grad: object, rate: floa
     flat = np.ascontiguousarray(g, dtype=param.dtype)
     if param.size:
         values: dict[str, int | float] = {field: address(array) for field, array in packed.items()}
-        values |= {"g": address(flat), "n": param.size, **constants}
+        values |= {"g": address(flat), "n": param.size, "momentum": momentum}
+        values |= {"decay_1": decay_1, "decay_2": decay_2, "epsilon": epsilon}
         immediate.run(
-            f"optimizers.{kernel}_flat",
+            f"optimizers.{rule}_flat",
             param.dtype,
             UPDATE,
             values,
@@ -30,6 +49,7 @@ def _update(kernel: str, arrays: dict[str, np.ndarray], grad: object, rate: floa
             threads=get_num_threads(),
             rate=rate,
         )
+        UPDATES.learn(rule, param.dtype)
     for field, array in arrays.items():
         if packed[field] is not array:
             array[...] = packed[field]
@@ -70,16 +90,14 @@ def sgd_update(
     >>> p
     array([0., 1.])
     """
-    arrays = {"p": in_place(param, "param")}
     rate = _names.number(learning_rate, "learning_rate", low=0)
     mu = _names.number(momentum, "momentum", low=0, high=1)
     if mu == 0:
-        _update("sgd", arrays, grad, rate, {})
-        return
-    if velocity is None:
+        _update("sgd", param, grad, None, None, rate)
+    elif velocity is None:
         raise ValueError("velocity is missing: momentum needs an array of the shape of param (zeros at first)")
-    arrays["s0"] = in_place(velocity, "velocity", param)
-    _update("nesterov" if nesterov else "momentum", arrays, grad, rate, {"momentum": mu})
+    else:
+        _update("nesterov" if nesterov else "momentum", param, grad, velocity, None, rate, mu)
 
 
 def adam_update(
@@ -117,11 +135,10 @@ def adam_update(
     >>> p.round(4)
     array([0.9, 1.1])
     """
-    arrays = {"p": in_place(param, "param"), "s0": in_place(m, "m", param), "s1": in_place(v, "v", param)}
     t = _names.integer(step, "step", low=1)
     rate = _names.number(learning_rate, "learning_rate", low=0)
     b1 = _names.number(beta_1, "beta_1", low=0, high=1, open_high=True)
     b2 = _names.number(beta_2, "beta_2", low=0, high=1, open_high=True)
     eps = _names.number(epsilon, "epsilon", low=0, open_low=True)
     rate *= (1 - b2**t) ** 0.5 / (1 - b1**t)
-    _update("adam", arrays, grad, rate, {"decay_1": 1 - b1, "decay_2": 1 - b2, "epsilon": eps})
+    _update("adam", param, grad, m, v, rate, 0.0, 1 - b1, 1 - b2, eps)

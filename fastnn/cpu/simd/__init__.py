@@ -8,7 +8,7 @@ themselves stay short loops:
 - `zeros_tile`, `rank1`, `store_tile`: a tile of C held in registers, and its update by one column of A times one row of
 B;
 - `RecordRef`: typed access to the fields of a plan's record (`fastnn.records`);
-- atomics, for the barrier, and calls through an address, for the engine.
+- atomics, for the barrier, and calls through an address, for the engine and for what Python calls.
 
 Each is an intrinsic that emits a few LLVM instructions.  No fast-math flag is ever set: NaN and infinity behave as
 IEEE says, and the order of operations is the order written.  Memory needs no alignment beyond the element's own.
@@ -38,7 +38,9 @@ from fastnn.cpu.simd.arithmetic import (
 from fastnn.cpu.simd.engine import (
     call,
     call_epilogue,
+    call_function,
     call_kernel,
+    call_with_number,
     fetch_add,
     flush_subnormals,
     load_acquire,
@@ -49,11 +51,13 @@ from fastnn.cpu.simd.engine import (
 )
 from fastnn.cpu.simd.memory import (
     cast,
+    integer,
     is_null,
     lanes,
     load,
     load_bytes,
     load_first,
+    local_words,
     offset,
     pointer_at,
     prefetch,
@@ -71,6 +75,7 @@ from fastnn.cpu.simd.tiles import (
     load_tile,
     multiples,
     rank1,
+    store_rows,
     store_tile,
     transpose_block,
     transpose_corner,
@@ -91,7 +96,9 @@ __all__ = [
     "as_integers",
     "call",
     "call_epilogue",
+    "call_function",
     "call_kernel",
+    "call_with_number",
     "cast",
     "constant",
     "copysign",
@@ -102,6 +109,7 @@ __all__ = [
     "first_lane",
     "first_lanes",
     "flush_subnormals",
+    "integer",
     "is_null",
     "keep_first",
     "lanes",
@@ -110,6 +118,7 @@ __all__ = [
     "load_bytes",
     "load_first",
     "load_tile",
+    "local_words",
     "max_lanes",
     "muladd",
     "multiples",
@@ -130,6 +139,7 @@ __all__ = [
     "store",
     "store_first",
     "store_release",
+    "store_rows",
     "store_tile",
     "sum_lanes",
     "transpose_block",

@@ -64,6 +64,29 @@ def call(typingctx, address):
 
 
 @intrinsic
+def call_function(typingctx, address, arguments):
+    """Call the C function at `address` with these integers (a tuple); returns an integer."""
+
+    def codegen(context, builder, sig, args):
+        values = cgutils.unpack_tuple(builder, args[1], len(arguments))
+        fnty = ir.FunctionType(I64, [I64] * len(values))
+        return builder.call(builder.inttoptr(args[0], fnty.as_pointer()), values)
+
+    return types.intp(types.intp, types.UniTuple(types.intp, len(arguments))), codegen
+
+
+@intrinsic
+def call_with_number(typingctx, address, value):
+    """Call the C function at `address` with a float64; returns an integer."""
+
+    def codegen(context, builder, sig, args):
+        fnty = ir.FunctionType(I64, [ir.DoubleType()])
+        return builder.call(builder.inttoptr(args[0], fnty.as_pointer()), [args[1]])
+
+    return types.intp(types.intp, types.float64), codegen
+
+
+@intrinsic
 def record_at(typingctx, address):
     """The header of the record at `address`."""
 

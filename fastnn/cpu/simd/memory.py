@@ -2,6 +2,7 @@
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastnn.cpu.simd.vectors import (
@@ -135,6 +136,26 @@ def pointer_at(typingctx, address, dtype):
         return builder.inttoptr(args[0], context.get_value_type(ty))
 
     return ty(types.intp, dtype), codegen
+
+
+@intrinsic(prefer_literal=True)
+def local_words(typingctx, count):
+    """Memory for `count` (a constant) 64-bit integers, until the function that calls this returns."""
+
+    def codegen(context, builder, sig, args):
+        return cgutils.alloca_once(builder, I64, size=count.literal_value)
+
+    return types.CPointer(types.int64)(count), codegen
+
+
+@intrinsic
+def integer(typingctx, pointer):
+    """The address that a pointer holds."""
+
+    def codegen(context, builder, sig, args):
+        return builder.ptrtoint(args[0], I64)
+
+    return types.intp(pointer), codegen
 
 
 @intrinsic

@@ -75,7 +75,7 @@ def _set_record_field(context, builder, sig, args, field):
 def reference(record):
     """A function that makes an address a reference to a record of this kind: ``refer(address, like)``.
 
-    `like` is another reference, whose dtype is taken.
+    `like` is another reference, whose dtype is taken, or a Numba type.
     """
 
     @intrinsic
@@ -83,7 +83,8 @@ def reference(record):
         def codegen(context, builder, sig, args):
             return builder.inttoptr(args[0], I8.as_pointer())
 
-        return RecordRef(record, like.scalar)(types.intp, like), codegen
+        scalar = like.scalar if isinstance(like, RecordRef) else like.dtype
+        return RecordRef(record, scalar)(types.intp, like), codegen
 
     return refer
 

@@ -99,6 +99,24 @@ def rank1(typingctx, tile, a, a_rows, row):
 
 
 @intrinsic
+def store_rows(typingctx, tile, c, c_row, count):
+    """Write the first `count` lanes of each vector of a tile to a row of C."""
+
+    def codegen(context, builder, sig, args):
+        tile, c, c_row, count = args
+        ty = sig.args[0].dtype
+        mask, size = first_lanes_mask(builder, count, ty.lanes), I32(ty.scalar.bitwidth // 8)
+        for i in range(sig.args[0].count):
+            value = builder.extract_value(tile, i)
+            at = vector_pointer(builder, c, builder.mul(c_row, I64(i)), value.type)
+            name = f"llvm.masked.store.{suffix(value.type)}.p0"
+            call_intrinsic(builder, name, ir.VoidType(), [value, at, size, mask])
+        return context.get_dummy_value()
+
+    return types.void(tile, c, types.intp, types.intp), codegen
+
+
+@intrinsic
 def store_tile(typingctx, tile, memory):
     """Write a tile to `memory`, row after row without gaps."""
 

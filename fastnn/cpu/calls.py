@@ -1,0 +1,115 @@
+"""The builtin functions over arrays (`fastnn.cpu.direct`) with the records they work in.
+
+They are made when they are first asked for, and learn a dtype when the ordinary way has been gone with it once: by
+then its kernels are compiled.  Python's lock is held during a call, so one set of records and one piece of scratch
+serve all threads; a forked process has its own copy.
+"""
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from fastnn.cpu import blocking, builtin, loader
+from fastnn.cpu.memory import address, allocate
+from fastnn.records import BATCH, CALL, CRITERION, FORWARD, GEMM, LOSS, MAP, PRODUCT, RUN, SLOT, UPDATE
+
+Key = TypeVar("Key", bound=Hashable)
+VARIANT = {"float32": 2, "float64": 7}  # the first slots of a dtype's records, behind those of the call and its run
+# Elements up to which the lock is kept: 10 to 50 us.
+SMALL = 1 << 16
+SMALL_PRODUCT = 5_000_000  # multiply-adds, 50 us
+
+
+class Call:
+    """A builtin function and its records."""
+
+    def __init__(self, entry: str, most: int) -> None:
+        self.known: set[np.dtype] = set()
+        self.records = allocate(12 * SLOT, "uint8")
+        self.view = memoryview(self.records)
+        self._rate = np.zeros(1)
+        self._fields = {"python": builtin.python(), "run": self.at(1), "most": most}
+        CALL.pack_into(self.view, 0, self._fields)
+        RUN.pack_into(self.view, 1, {"threads": 1, "rate": address(self._rate)})
+        self.function = builtin.make(entry, self.records)
+
+    def at(self, slot: int) -> int:
+        """The address of a record."""
+        return address(self.records) + slot * SLOT
+
+    def learn(self, dtype: np.dtype) -> None:
+        """Accept arrays of this dtype, whose records are complete."""
+        self._fields[dtype.name] = self.at(VARIANT[dtype.name])
+        CALL.pack_into(self.view, 0, self._fields)
+        self.known.add(dtype)
+
+
+class Calls(dict[Key, Callable], Generic[Key]):
+    """Builtin functions by what they compute."""
+
+    def __init__(self, entry: str, most: int, lay_out: Callable[[Call, int, Key, str], None]) -> None:
+        self._entry, self._most, self._lay_out = entry, most, lay_out
+        self._calls: dict[Key, Call] = {}
+
+    def __missing__(self, key: Key) -> Callable:
+        call = self._calls.setdefault(key, Call(self._entry, self._most))
+        self[key] = call.function
+        return call.function
+
+    def learn(self, key: Key, dtype: np.dtype) -> None:
+        """Load the kernels for this dtype, if that has not been done."""
+        call = self._calls.get(key)
+        if call is not None and dtype not in call.known and call.function is not builtin.declining:
+            self._lay_out(call, VARIANT[dtype.name], key, dtype.name)
+            call.learn(dtype)
+
+
+def _map(call: Call, slot: int, kernel: str, dtype: str) -> None:
+    MAP.pack_into(call.view, slot, {"kernel": loader.address(f"activations.{kernel}", dtype)})
+
+
+def _update(call: Call, slot: int, rule: str, dtype: str) -> None:
+    UPDATE.pack_into(call.view, slot, {"kernel": loader.address(f"optimizers.{rule}_flat", dtype)})
+
+
+@functools.cache
+def _scratch(dtype: str) -> tuple[int, np.ndarray]:
+    """The depth of a product's blocks and memory for them."""
+    kc = blocking.depth(dtype, 1 << 20)
+    return kc, allocate(blocking.columns(dtype) * (kc + 8 * blocking.MR), dtype)
+
+
+def _product(call: Call, slot: int, activation: tuple[str, float] | None, dtype: str) -> None:
+    name, alpha = activation or ("linear", 0.0)
+    kc, scratch = _scratch(dtype)
+    kernels = {"tiled": "gemm.gemm", "rows": "gemv.gemv_rows", "columns": "gemv.gemv_columns"}
+    kernels["small"] = "small.product"
+    values = {field: loader.address(kernel, dtype) for field, kernel in kernels.items()}
+    values |= {"batch": call.at(slot + 1), "dense": activation is not None, "kc": kc}
+    PRODUCT.pack_into(call.view, slot, values)
+    values = {"pairs": call.at(slot + 2), "axes": call.at(slot + 4), "run": call.at(1), "scratch": address(scratch)}
+    BATCH.pack_into(call.view, slot + 1, values)
+    GEMM.pack_into(call.view, slot + 2, {"panels": 1})
+    epilogue = loader.address(f"activations.{name}_forward", dtype)
+    FORWARD.pack_into(call.view, slot + 3, {"kernel": epilogue, "alpha": alpha})
+
+
+@functools.cache
+def _values() -> np.ndarray:
+    return allocate(SMALL, "float64")  # zeros: pages that are never used do not exist
+
+
+def _loss(call: Call, slot: int, loss: str, dtype: str) -> None:
+    values = {"loss": call.at(slot + 1), "labels": loss.startswith("sparse"), "by_rows": "softmax" in loss}
+    CRITERION.pack_into(call.view, slot, {**values, "bounded": loss != "mean_squared_error"})
+    kernel = loader.address(f"losses.{loss}", dtype)
+    LOSS.pack_into(call.view, slot + 1, {"kernel": kernel, "value": address(_values())})
+
+
+MAPS: Calls[str] = Calls("direct.elementwise", SMALL, _map)  # by the name of the kernel
+UPDATES: Calls[str] = Calls("direct.update", SMALL, _update)  # by the name of the optimizer's rule
+# By the activation of a dense layer and its parameter; None for plain products.
+PRODUCTS: Calls[tuple[str, float] | None] = Calls("direct.product", SMALL_PRODUCT, _product)
+LOSSES: Calls[str] = Calls("criteria.mean", SMALL, _loss)  # by the name of the kernel
