@@ -4,7 +4,7 @@ This package teaches Numba the few things that a BLAS-class kernel needs and pla
 themselves stay short loops:
 
 - `Vec`: a vector of float32 or float64 as wide as the CPU's registers, with arithmetic, comparison and `muladd`;
-- `load`, `store`, `splat` and their masked forms for the first lanes of a ragged end;
+- `load`, `store`, `splat`, their masked forms for the first lanes of a ragged end, and `stream`, a store past the caches;
 - `zeros_tile`, `rank1`, `store_tile`: a tile of C held in registers, and its update by one column of A times one row of
 B;
 - `RecordRef`: typed access to the fields of a plan's record (`fastnn.records`);
@@ -57,8 +57,10 @@ from fastnn.cpu.simd.memory import (
     offset,
     pointer_at,
     prefetch,
+    settle,
     store,
     store_first,
+    stream,
 )
 from fastnn.cpu.simd.references import (
     ANY_REF,
@@ -121,12 +123,14 @@ __all__ = [
     "restore_mode",
     "scalar_like",
     "select",
+    "settle",
     "splat",
     "sqrt",
     "store",
     "store_first",
     "store_release",
     "store_tile",
+    "stream",
     "sum_lanes",
     "transpose_block",
     "transpose_corner",

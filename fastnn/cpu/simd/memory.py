@@ -4,6 +4,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from fastnn.cpu import target
 from fastnn.cpu.simd.vectors import (
     I8,
     I32,
@@ -85,6 +86,38 @@ def store_first(typingctx, pointer, i, count, value):
         return context.get_dummy_value()
 
     return types.void(pointer, types.intp, types.intp, value), codegen
+
+
+@intrinsic
+def stream(typingctx, pointer, i, value):
+    """As `store` past the caches, for what nobody reads soon; ``pointer + i`` must be aligned to whole vectors.
+
+    Such stores are seen by other threads in no particular order until the thread calls `settle`.
+    """
+
+    def codegen(context, builder, sig, args):
+        pointer, i, value = args
+        size = sig.args[2].scalar.bitwidth * sig.args[2].lanes // 8
+        written = builder.store(value, vector_pointer(builder, pointer, i, value.type), align=size)
+        written.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp, value), codegen
+
+
+@intrinsic
+def settle(typingctx):
+    """What this thread has stored, streamed or not, is seen by others before what it stores from now on."""
+
+    def codegen(context, builder, sig, args):
+        triple = target.host().triple
+        if triple.startswith(("x86_64", "i686", "amd64")):
+            call_intrinsic(builder, "llvm.x86.sse.sfence", ir.VoidType(), [])
+        else:
+            builder.fence("release")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic
