@@ -28,7 +28,7 @@ from fastnn.cpu.share import share
 from fastnn.cpu.simd import lanes, load, load_tile, offset, rank1, settle, store, store_tile, stream
 from fastnn.records import MAP, RUN, SLOT
 
-STEPS = 1_000_000  # updates of the tile in one run: 14 ms, a hundred times as long as it takes to start a team
+STEPS = 4_000_000  # updates of the tile in one run: 18 ms, hundreds of times as long as it takes to start a team
 ARRAY = 256 << 20  # bytes of the arrays that are copied
 BLOCK = 1024  # elements of a piece of a copy: whole pages
 SAMPLES = 15

@@ -4,7 +4,7 @@ This package teaches Numba the few things that a BLAS-class kernel needs and pla
 themselves stay short loops:
 
 - `Vec`: a vector of float32 or float64 as wide as the CPU's registers, with arithmetic, comparison and `muladd`;
-- `load`, `store`, `splat`, their masked forms for the first lanes of a ragged end, and `stream`, a store past the caches;
+- `load`, `store`, `splat`, masked forms for the first lanes of a ragged end, and `stream`, a store past the caches;
 - `zeros_tile`, `rank1`, `store_tile`: a tile of C held in registers, and its update by one column of A times one row of
 B;
 - `RecordRef`: typed access to the fields of a plan's record (`fastnn.records`);
