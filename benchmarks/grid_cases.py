@@ -59,7 +59,7 @@ def name(m: int, k: int, n: int, transposed: str = "") -> str:
 
 
 def has_ceiling(group: str, arguments: tuple) -> bool:
-    """Whether a case is large enough to be held against the machine's ceiling: arrays in memory, squares of 512 and up."""
+    """Whether a case is held against the machine's ceiling: arrays in memory, squares of 512 and up."""
     return group == "bandwidth" or (group == "products" and arguments[0] >= 512 and len(set(arguments)) == 1)
 
 
