@@ -70,8 +70,8 @@ def time_point(
 
 def run(
     grid: list[tuple[Key, Operation]], threads: int, rounds: int, passes: int, libraries: list[str] | None = None
-) -> list[dict[str, Any]]:
-    """Check everything, time it `passes` times; one record for each point and contestant."""
+) -> Iterator[list[dict[str, Any]]]:
+    """Check everything, time it `passes` times; yields one record for each point and contestant after each pass."""
     for key, spec in grid:
         check(key, spec, libraries)
     records: dict[tuple[Key, str], dict[str, Any]] = {}
@@ -96,7 +96,7 @@ def run(
                 record["passes"].append(seconds)
                 record["median"] = statistics.median(record["passes"])
             _show(f"pass {turn + 1}", key, [r for (k, _), r in records.items() if k == key])
-    return list(records.values())
+        yield list(records.values())
 
 
 def python_loops() -> dict[str, Any]:
@@ -150,14 +150,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"warning: other programs are running (load {about['load']}): ratios will be wrong", file=sys.stderr)
     about |= measure_ceilings(threads, options.dtypes)
     grid = list(points(options.only, options.dtypes, quick=options.quick))
-    results = run(grid, threads, options.rounds, options.passes, options.libraries)
-    if "products" in options.only and not options.libraries:
-        results.append(python_loops())
+    loops = [python_loops()] if "products" in options.only and not options.libraries else []
     default = compare.default_output(about)
     output = options.output or default.with_name(f"grid-{default.name}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": about, "rounds": options.rounds, "results": results}
-    output.write_text(json.dumps(document, indent=1) + "\n")
+    for results in run(grid, threads, options.rounds, options.passes, options.libraries):
+        document = {"machine": about, "rounds": options.rounds, "results": results + loops}
+        output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {output}", file=sys.stderr)
     return 0
 

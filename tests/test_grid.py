@@ -25,7 +25,7 @@ def small(arguments):
 @pytest.mark.parametrize("group", ["products", "dense", "functions", "updates"])
 def test_records(group, dtype):
     points = tiny(group, dtype)
-    records = grid.run(points, threads=1, rounds=1, passes=3, libraries=["fastnn", "numpy", "expression"])
+    *_, records = grid.run(points, threads=1, rounds=1, passes=3, libraries=["fastnn", "numpy", "expression"])
     assert {(r["operation"], r["case"]) for r in records} == {(key[1], key[2]) for key, _ in points}
     for record in records:
         assert record["dtype"] == dtype
