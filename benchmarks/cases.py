@@ -12,6 +12,7 @@ import numpy as np
 
 RATE, DECAY_1, DECAY_2, EPSILON = 1e-3, 0.9, 0.999, 1e-8  # of Adam; torch's and scikit-learn's epsilon, for all
 MLP = (784, 256, 10)
+EPS64_TO_EPS32 = 2.0**-29
 UPDATES = 3  # of an optimizer, before its result is checked
 Inputs = dict[str, Any]
 
@@ -38,6 +39,10 @@ class Operation:
         What one time is of.
     calls : int
         How many calls lead to the answer, for operations that update something.
+    work : callable, optional
+        Floating-point operations or bytes of one call, from the arguments of `inputs`.
+    loose : bool
+        Whether the answer depends on a library's conventions, so that the tolerance is the same for all dtypes.
     """
 
     title: str
@@ -48,6 +53,21 @@ class Operation:
     small: frozenset[str] = frozenset()
     unit: str = "call"
     calls: int = 1
+    work: Callable[..., float] | None = None
+    loose: bool = False
+
+    def make(self, case: str, dtype: str = "float32") -> Inputs:
+        """The inputs of a case, their floats as `dtype`."""
+        return {name: _cast(value, dtype) for name, value in self.inputs(*self.cases[case]).items()}
+
+    def allowed(self, dtype: str) -> float:
+        """The tolerance for results of `dtype`."""
+        return self.tolerance if dtype == "float32" or self.loose else self.tolerance * EPS64_TO_EPS32
+
+
+def _cast(value: Any, dtype: str) -> Any:
+    floats = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    return value.astype(dtype, copy=False) if floats else value  # a transposed view stays one
 
 
 def _normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -62,9 +82,9 @@ def _double(*arrays: np.ndarray) -> list[np.ndarray]:
 
 
 def product_inputs(m: int, k: int, n: int, transposed: str = "") -> Inputs:
-    """a (m, k) and b (k, n); the one that `transposed` names is a transposed view, as in a backward pass."""
-    a = _normal(k, m, seed=1).T if transposed == "a" else _normal(m, k, seed=1)
-    b = _normal(n, k, seed=2).T if transposed == "b" else _normal(k, n, seed=2)
+    """a (m, k) and b (k, n); those that `transposed` names are transposed views, as in a backward pass."""
+    a = _normal(k, m, seed=1).T if "a" in transposed else _normal(m, k, seed=1)
+    b = _normal(n, k, seed=2).T if "b" in transposed else _normal(k, n, seed=2)
     return {"a": a, "b": b}
 
 
@@ -301,5 +321,6 @@ OPERATIONS = {
         1e-6,
         frozenset({"2000 parameters"}),
         calls=UPDATES,
+        loose=True,  # epsilon is added before or after the correction of the bias
     ),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from benchmarks import cases, networks, rivals
@@ -15,18 +17,23 @@ def check(operation: str, library: str, case: str) -> None:
     if operation == "train":
         _check_training(library, *spec.cases[case][:2], spec.tolerance, what)
         return
-    inputs = spec.inputs(*spec.cases[case])
+    inputs = spec.make(case)
     call = rivals.COMPARISONS[operation][library](**inputs)
-    for _ in range(spec.calls):
+    check_answer(call, spec.calls, spec.reference(**inputs), spec.tolerance, what)
+
+
+def check_answer(call: rivals.Rival, calls: int, expected: Any, tolerance: float, what: str) -> None:
+    """Raise AssertionError if the last of some calls does not give what is expected."""
+    for _ in range(calls):
         answer = call()
-    found, expected = (
-        [np.asarray(e) for e in (values if isinstance(values, tuple) else (values,))]
-        for values in (answer, spec.reference(**inputs))
-    )
-    for got, want in zip(found, expected, strict=True):
+    for got, want in zip(_arrays(answer), _arrays(expected), strict=True):
         assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
         error = np.max(np.abs(got - want)) / np.max(np.abs(want))
-        assert error <= spec.tolerance, f"{what}: relative error {error:.2g}"
+        assert error <= tolerance, f"{what}: relative error {error:.2g}"
+
+
+def _arrays(values: Any) -> list[np.ndarray]:
+    return [np.asarray(e) for e in (values if isinstance(values, tuple) else (values,))]
 
 
 def _check_training(library: str, sizes: tuple[int, ...], batch: int, tolerance: float, what: str) -> None:

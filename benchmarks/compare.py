@@ -30,17 +30,22 @@ BUSY = 0.5  # with one CPU of two taken, OpenBLAS was 100 times slower, torch 50
 
 def interleaved(calls: dict[str, rivals.Rival], rounds: int, settle: float = SETTLE) -> dict[str, list[float]]:
     """Seconds of one call of each, `rounds` times in turn."""
-    repeats = {name: _repeats(call) for name, call in calls.items()}
-    order = list(calls)
-    samples: dict[str, list[float]] = {name: [] for name in order}
-    began = time.perf_counter()
-    for turn in range(rounds):
-        for name in order:
-            time.sleep(settle)
-            samples[name].append(_sample(calls[name], repeats[name]))
-        order.append(order.pop(0))
-        if turn + 1 >= LEAST and time.perf_counter() - began > LIMIT:
-            break
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    gc.collect()
+    gc.disable()
+    try:
+        repeats = {name: _repeats(call) for name, call in calls.items()}
+        order = list(calls)
+        began = time.perf_counter()
+        for turn in range(rounds):
+            for name in order:
+                time.sleep(settle)
+                samples[name].append(_sample(calls[name], repeats[name]))
+            order.append(order.pop(0))
+            if turn + 1 >= LEAST and time.perf_counter() - began > LIMIT:
+                break
+    finally:
+        gc.enable()
     return samples
 
 
@@ -69,12 +74,7 @@ def compare(operations: list[str], rounds: int, *, libraries: list[str] | None =
             for library in names:
                 checks.check(operation, library, case)
             calls = {library: rivals.make(operation, library, case) for library in names}
-            gc.collect()
-            gc.disable()
-            try:
-                samples = interleaved(calls, rounds)
-            finally:
-                gc.enable()
+            samples = interleaved(calls, rounds)
             for library in names:
                 units = getattr(calls[library], "steps", 1)
                 times = [sample / units for sample in samples[library]]
@@ -110,14 +110,14 @@ def main(arguments: list[str] | None = None) -> int:
         results.append(record)
         title = f"{OPERATIONS[record['operation']].title}, {record['case']}"
         print(f"{title:<48} {record['library']:<8} {record['median'] * 1e6:12.2f} us", file=sys.stderr, flush=True)
-    output = options.output or _default_output(about)
+    output = options.output or default_output(about)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({"machine": about, "rounds": options.rounds, "results": results}, indent=1) + "\n")
     print(f"wrote {output}", file=sys.stderr)
     return 0
 
 
-def _default_output(about: dict[str, Any]) -> Path:
+def default_output(about: dict[str, Any]) -> Path:
     words = about["cpu"].replace("(R)", "").replace("(TM)", "").replace("Processor", "").lower().split()
     name = "-".join("".join(c for c in word if c.isalnum() or c == "-") for word in words if word not in ("cpu", "@"))
     python = "py" + "".join(about["python"].split(".")[:2])

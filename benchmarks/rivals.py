@@ -163,7 +163,7 @@ def _numpy_adam(p: np.ndarray, g: np.ndarray) -> Rival:
 # --- torch ------------------------------------------------------------------------------------------------------------
 
 
-def _torch(function: Callable[..., Any]) -> Callable[..., Rival]:
+def torch_rival(function: Callable[..., Any]) -> Callable[..., Rival]:
     """A factory of ``function(torch, *tensors)``, without autograd."""
 
     def factory(**arrays: np.ndarray) -> Rival:
@@ -206,7 +206,7 @@ def _torch_optimizer(name: str, **settings: Any) -> Callable[..., Rival]:
 # --- jax --------------------------------------------------------------------------------------------------------------
 
 
-def _jax(function: Callable[..., Any]) -> Callable[..., Rival]:
+def jax_rival(function: Callable[..., Any]) -> Callable[..., Rival]:
     """A factory of ``function(jax, *arrays)``, jitted."""
 
     def factory(**arrays: np.ndarray) -> Rival:
@@ -245,7 +245,7 @@ def _jax_adam(p: np.ndarray, g: np.ndarray) -> Rival:
     import jax.numpy as jnp
 
     gradient = jnp.array(g)
-    state = (jnp.array(p), jnp.zeros(p.shape), jnp.zeros(p.shape), jnp.float32(0))
+    state = (jnp.array(p), jnp.zeros_like(gradient), jnp.zeros_like(gradient), jnp.zeros((), p.dtype))
 
     def update(state: Any, g: Any) -> Any:
         p, m, v, t = state
@@ -309,50 +309,50 @@ COMPARISONS: dict[str, dict[str, Callable[..., Rival]]] = {
     "matmul": {
         "python": _python_matmul,
         "numpy": lambda a, b: lambda: np.matmul(a, b),
-        "torch": _torch(lambda torch, a, b: torch.matmul(a, b)),
-        "jax": _jax(lambda jax, a, b: a @ b),
+        "torch": torch_rival(lambda torch, a, b: torch.matmul(a, b)),
+        "jax": jax_rival(lambda jax, a, b: a @ b),
         "fastnn": lambda a, b: lambda: fastnn.matmul(a, b),
     },
     "dense_relu": {
         "python": _python_dense_relu,
         "numpy": _numpy_dense_relu,
-        "torch": _torch(lambda torch, x, w, b: torch.addmm(b, x, w).relu_()),
-        "jax": _jax(lambda jax, x, w, b: jax.nn.relu(x @ w + b)),
+        "torch": torch_rival(lambda torch, x, w, b: torch.addmm(b, x, w).relu_()),
+        "jax": jax_rival(lambda jax, x, w, b: jax.nn.relu(x @ w + b)),
         "fastnn": lambda x, w, b: lambda: fastnn.dense(x, w, b, "relu"),
     },
     "relu": {
         "python": _python_map(lambda e: e if e > 0 else 0.0),
         "numpy": lambda x: lambda: np.maximum(x, 0),
-        "torch": _torch(lambda torch, x: torch.relu(x)),
-        "jax": _jax(lambda jax, x: jax.nn.relu(x)),
+        "torch": torch_rival(lambda torch, x: torch.relu(x)),
+        "jax": jax_rival(lambda jax, x: jax.nn.relu(x)),
         "fastnn": lambda x: lambda: fastnn.relu(x),
     },
     "sigmoid": {
         "python": _python_map(lambda e: 1 / (1 + math.exp(-e))),
         "numpy": _numpy_sigmoid,
-        "torch": _torch(lambda torch, x: torch.sigmoid(x)),
-        "jax": _jax(lambda jax, x: jax.nn.sigmoid(x)),
+        "torch": torch_rival(lambda torch, x: torch.sigmoid(x)),
+        "jax": jax_rival(lambda jax, x: jax.nn.sigmoid(x)),
         "fastnn": lambda x: lambda: fastnn.sigmoid(x),
     },
     "tanh": {
         "python": _python_map(math.tanh),
         "numpy": lambda x: lambda: np.tanh(x),
-        "torch": _torch(lambda torch, x: torch.tanh(x)),
-        "jax": _jax(lambda jax, x: jax.numpy.tanh(x)),
+        "torch": torch_rival(lambda torch, x: torch.tanh(x)),
+        "jax": jax_rival(lambda jax, x: jax.numpy.tanh(x)),
         "fastnn": lambda x: lambda: fastnn.tanh(x),
     },
     "softmax": {
         "python": _python_softmax,
         "numpy": _numpy_softmax,
-        "torch": _torch(lambda torch, x: torch.softmax(x, 1)),
-        "jax": _jax(lambda jax, x: jax.nn.softmax(x)),
+        "torch": torch_rival(lambda torch, x: torch.softmax(x, 1)),
+        "jax": jax_rival(lambda jax, x: jax.nn.softmax(x)),
         "fastnn": lambda x: lambda: fastnn.softmax(x),
     },
     "bce_gradient": {
         "python": _python_bce,
         "numpy": _numpy_bce,
-        "torch": _torch(_torch_bce),
-        "jax": _jax(_jax_bce),
+        "torch": torch_rival(_torch_bce),
+        "jax": jax_rival(_jax_bce),
         "fastnn": lambda z, t: lambda: fastnn.bce_with_logits(z, t),
     },
     "sgd": {
@@ -391,5 +391,4 @@ def matrix(*operations: str) -> list[tuple[str, str, str]]:
 
 def make(operation: str, library: str, case: str) -> Rival:
     """The callable to time."""
-    spec = OPERATIONS[operation]
-    return COMPARISONS[operation][library](**spec.inputs(*spec.cases[case]))
+    return COMPARISONS[operation][library](**OPERATIONS[operation].make(case))

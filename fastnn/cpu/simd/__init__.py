@@ -4,7 +4,7 @@ This package teaches Numba the few things that a BLAS-class kernel needs and pla
 themselves stay short loops:
 
 - `Vec`: a vector of float32 or float64 as wide as the CPU's registers, with arithmetic, comparison and `muladd`;
-- `load`, `store`, `splat` and their masked forms for the first lanes of a ragged end;
+- `load`, `store`, `splat`, masked forms for the first lanes of a ragged end, and `stream`, a store past the caches;
 - `zeros_tile`, `rank1`, `store_tile`: a tile of C held in registers, and its update by one column of A times one row of
 B;
 - `RecordRef`: typed access to the fields of a plan's record (`fastnn.records`);
@@ -62,8 +62,10 @@ from fastnn.cpu.simd.memory import (
     pointer_at,
     prefetch,
     prefetch_write,
+    settle,
     store,
     store_first,
+    stream,
 )
 from fastnn.cpu.simd.references import (
     ANY_REF,
@@ -134,6 +136,7 @@ __all__ = [
     "restore_mode",
     "scalar_like",
     "select",
+    "settle",
     "splat",
     "sqrt",
     "store",
@@ -141,6 +144,7 @@ __all__ = [
     "store_release",
     "store_rows",
     "store_tile",
+    "stream",
     "sum_lanes",
     "transpose_block",
     "transpose_corner",

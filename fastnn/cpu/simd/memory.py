@@ -89,6 +89,34 @@ def store_first(typingctx, pointer, i, count, value):
 
 
 @intrinsic
+def stream(typingctx, pointer, i, value):
+    """As `store` past the caches, for what nobody reads soon; ``pointer + i`` must be aligned to whole vectors.
+
+    Such stores are seen by other threads in no particular order until the thread calls `settle`.
+    """
+
+    def codegen(context, builder, sig, args):
+        pointer, i, value = args
+        size = sig.args[2].scalar.bitwidth * sig.args[2].lanes // 8
+        written = builder.store(value, vector_pointer(builder, pointer, i, value.type), align=size)
+        written.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp, value), codegen
+
+
+@intrinsic
+def settle(typingctx):
+    """What this thread has stored, streamed or not, is seen by others before what it stores from now on."""
+
+    def codegen(context, builder, sig, args):
+        builder.fence("seq_cst")  # on x86 weaker fences emit nothing, and streaming stores pass
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def load_bytes(typingctx, pointer, i, like):
     """The bytes at ``pointer[i : i + lanes]`` as a vector of the floats that `like` points to."""
     ty = vec(like.dtype)

@@ -1,0 +1,123 @@
+"""What this machine can do at best: multiply-adds a second, and bytes copied a second.
+
+180 GFLOP/s says little by itself; beside the ceiling measured in the same minute it says how much is left.
+
+FMA peak.
+    The register tile of the product, MR x NV sums that do not depend on each other, with both factors in registers
+    too: no loads, no stores, nothing but multiply-adds and the end of the loop.
+
+    Worked example, AVX-512, float32: two ports, 16 lanes, 2 operations: 64 a cycle, 194 GFLOP/s at 3.03 GHz.
+
+Copy bandwidth.
+    Arrays that no cache holds, counted as bytes read plus bytes written: the better of ordinary stores, for which the
+    CPU fetches each line before it is overwritten, and of streaming stores, which save that.
+"""
+
+import ctypes
+import functools
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from fastnn.cpu import immediate, team
+from fastnn.cpu.blocking import CPU, MR, NV
+from fastnn.cpu.jit import kernel
+from fastnn.cpu.memory import address, allocate
+from fastnn.cpu.share import share
+from fastnn.cpu.simd import lanes, load, load_tile, offset, rank1, settle, store, store_tile, stream
+from fastnn.records import MAP, RUN, SLOT
+
+STEPS = 4_000_000  # updates of the tile in one run: 18 ms, hundreds of times as long as it takes to start a team
+ARRAY = 256 << 20  # bytes of the arrays that are copied
+BLOCK = 1024  # elements of a piece of a copy: whole pages
+SAMPLES = 15
+SAME = (0,) * max(MR // 2, 1)  # strides of a column of A that is one number
+
+
+@kernel(MAP)
+def multiply_adds(op, run, step, thread):
+    # x: the factors, NV vectors; y: for each thread a tile of MR x NV vectors; n: updates of the tile
+    tile = offset(op.y, thread * MR * NV * lanes(op.y))
+    c = load_tile(tile, MR, NV)  # numbers that the compiler does not know, or it would compute equal sums only once
+    row = load_tile(op.x, 1, NV)
+    for _ in range(op.n):
+        c = rank1(c, op.x, SAME, row)
+    store_tile(c, tile)
+
+
+def make_copy(put):
+    """``y[:n] = x[:n]`` for whole pages; `put` stores a vector."""
+
+    @kernel(MAP)
+    def copy(op, run, step, thread):
+        first, last = share(op.n // BLOCK, thread, run.threads)
+        for i in range(first * BLOCK, last * BLOCK, lanes(op.x)):
+            put(op.y, i, load(op.x, i))
+        settle()
+
+    return copy
+
+
+copy_stored, copy_streamed = make_copy(store), make_copy(stream)
+
+
+def together(name: str, dtype: str, threads: int, **values: int | np.ndarray) -> Callable[[], None]:
+    """A call of a kernel by `threads` threads at once; arrays among the record's values stand for their addresses."""
+    where, function = immediate.function(f"ceilings.{name}", dtype)
+    records = bytearray(2 * SLOT)
+    fields = {field: address(v) if isinstance(v, np.ndarray) else v for field, v in values.items()}
+    MAP.pack_into(records, 0, fields | {"kernel": where})
+    RUN.pack_into(records, 1, {"threads": threads})
+    return functools.partial(_enter, function, threads, records, values)
+
+
+def _enter(function: Callable, threads: int, records: bytearray, _alive: object) -> None:
+    op = ctypes.addressof(ctypes.c_char.from_buffer(records))
+    with team.borrow(threads) as crew:
+        if crew is None:
+            function(op, op + SLOT, 0, 0)
+        else:
+            crew.run(lambda thread: function(op, op + SLOT, 0, thread), lambda: None, None)
+
+
+def multiplier(dtype: str, threads: int, steps: int = STEPS) -> tuple[Callable[[], None], float]:
+    """A call that does nothing but multiply-adds, and how many floating-point operations that is."""
+    width = NV * CPU.lanes(dtype)
+    factors, tiles = allocate(width, dtype), allocate(threads * MR * width, dtype)
+    factors[:] = 0.5
+    call = together("multiply_adds", dtype, threads, x=factors, y=tiles, n=steps)
+    return call, 2.0 * MR * width * steps * threads
+
+
+def copiers(threads: int, size: int = ARRAY) -> tuple[list[Callable[[], None]], float]:
+    """Calls that copy an array of `size` bytes in the ways there are, and how many bytes each reads and writes."""
+    count = -(-size // (4 * BLOCK)) * BLOCK
+    x, y = allocate(count, "float32"), allocate(count, "float32")
+    x[:] = 1.0  # pages that were never written are all the same page of zeros
+    y[:] = 0.0
+    calls = [together(name, "float32", threads, x=x, y=y, n=count) for name in ("copy_stored", "copy_streamed")]
+    return calls, 8.0 * count
+
+
+def fma_peak(dtype: str, threads: int = 1) -> float:
+    """Floating-point operations a second that `threads` cores do at best, a multiply-add being two."""
+    call, work = multiplier(dtype, threads)
+    return work / fastest(call)
+
+
+def copy_bandwidth(threads: int = 1, size: int = ARRAY) -> float:
+    """Bytes a second, read and written, that `threads` cores copy at best between arrays of `size` bytes."""
+    calls, work = copiers(threads, size)
+    return work / min(map(fastest, calls))
+
+
+def fastest(call: Callable[[], None], samples: int = SAMPLES) -> float:
+    """Seconds of the fastest of some calls."""
+    call()
+    best = float("inf")
+    for _ in range(samples):
+        began = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - began)
+    return best
