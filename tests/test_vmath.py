@@ -12,6 +12,7 @@ import os
 
 import numpy as np
 import pytest
+from scipy import special
 
 from fastnn.cpu import loader, target
 from fastnn.records import BACKWARD, FORWARD, MAP, RUN
@@ -19,7 +20,7 @@ from fastnn.records import BACKWARD, FORWARD, MAP, RUN
 mpmath = pytest.importorskip("mpmath")
 
 DTYPES = ("float32", "float64")
-FUNCTIONS = ("exp", "log", "log1p", "tanh", "sigmoid", "softplus")
+FUNCTIONS = ("exp", "expm1", "log", "log1p", "tanh", "sigmoid", "softplus", "erf", "gelu")
 MAX_ULP = 2.0
 GUARD = 12345.0  # around every array a kernel writes to
 ALPHA = 0.2
@@ -68,6 +69,10 @@ def reference(name, x):
             return 1 / (1 + np.exp(-x))
         if name == "softplus":
             return np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0)
+        if name == "erf":
+            return special.erf(x)
+        if name == "gelu":
+            return np.where(x == -np.inf, -0.0, x * special.ndtr(x))
         return getattr(np, name)(x)
 
 
@@ -80,6 +85,8 @@ def exact(name, x):
             return (e if x < 0 else 1) / (1 + e)
         if name == "softplus":
             return mpmath.log1p(mpmath.exp(-abs(x))) + max(x, 0)
+        if name == "gelu":
+            return x * mpmath.ncdf(x)
         return getattr(mpmath, name)(x)
 
 

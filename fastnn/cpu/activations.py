@@ -20,7 +20,7 @@ that name its kernels:
 Softmax is not element-wise: it has kernels over rows, at the end.
 """
 
-from fastnn.cpu import vmath
+from fastnn.cpu import normal, vmath
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
@@ -210,12 +210,17 @@ tanh_map = elementwise(tanh)
 tanh_slope = elementwise(tanh_prime)
 tanh_gradient = gradient(tanh_prime)
 
-# --- the functions of vmath that are no activations, element by element -----------------------------------------------
+# --- functions that are no activations of a layer, element by element ------------------------------------------------
 
 
 @device
 def exp(x, alpha):
     return vmath.exp(x)
+
+
+@device
+def expm1(x, alpha):
+    return vmath.expm1(x)
 
 
 @device
@@ -229,14 +234,40 @@ def log1p(x, alpha):
 
 
 @device
+def erf(x, alpha):
+    return normal.erf(x)
+
+
+@device
 def softplus(x, alpha):
     return vmath.softplus(x)
 
 
+@device
+def softplus_prime(y, alpha):
+    return -vmath.expm1(-y)
+
+
+@device
+def gelu(x, alpha):
+    return normal.gelu(x)
+
+
+@device
+def gelu_prime(x, alpha):
+    """Of the input: two inputs may have the same output."""
+    return normal.gelu_derivative(x)
+
+
 exp_map = elementwise(exp)
+expm1_map = elementwise(expm1)
 log_map = elementwise(log)
 log1p_map = elementwise(log1p)
+erf_map = elementwise(erf)
 softplus_map = elementwise(softplus)
+softplus_slope = elementwise(softplus_prime)
+gelu_map = elementwise(gelu)
+gelu_slope = elementwise(gelu_prime)
 
 # --- softmax ------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ themselves stay short loops:
 - `zeros_tile`, `rank1`, `store_tile`: a tile of C held in registers, and its update by one column of A times one row of
 B;
 - `RecordRef`: typed access to the fields of a plan's record (`fastnn.records`);
+- exponents, fractions and tables in registers, where the CPU has instructions for them;
 - atomics, for the barrier, and calls through an address, for the engine.
 
 Each is an intrinsic that emits a few LLVM instructions.  No fast-math flag is ever set: NaN and infinity behave as
@@ -46,6 +47,15 @@ from fastnn.cpu.simd.engine import (
     record_at,
     restore_mode,
     store_release,
+)
+from fastnn.cpu.simd.exponents import (
+    exponent,
+    fraction,
+    has_exponents,
+    is_fused,
+    pieces,
+    scale,
+    table,
 )
 from fastnn.cpu.simd.memory import (
     cast,
@@ -96,10 +106,14 @@ __all__ = [
     "estimate_reciprocal",
     "estimate_root",
     "estimates",
+    "exponent",
     "fetch_add",
     "first_lane",
     "first_lanes",
     "flush_subnormals",
+    "fraction",
+    "has_exponents",
+    "is_fused",
     "is_null",
     "keep_first",
     "lanes",
@@ -112,6 +126,7 @@ __all__ = [
     "muladd",
     "offset",
     "pause",
+    "pieces",
     "pointer_at",
     "polynomial",
     "prefetch",
@@ -120,6 +135,7 @@ __all__ = [
     "reference",
     "restore_mode",
     "scalar_like",
+    "scale",
     "select",
     "splat",
     "sqrt",
@@ -128,6 +144,7 @@ __all__ = [
     "store_release",
     "store_tile",
     "sum_lanes",
+    "table",
     "transpose_block",
     "transpose_corner",
     "vec",
