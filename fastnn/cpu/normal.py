@@ -4,67 +4,79 @@ All come from one function that has no cancellation, however far out: for z >= 0
 
     Phi(-z) = e^(-z^2 / 2) R(z),    R(z) = H(t) / (z + k),    t = (z - k) / (z + k) = 1 - 2 k / (z + k),
 
-where H, which varies by a factor of ten, is a polynomial in t.
+where H, which varies by a factor of three, is a polynomial in t.
 """
 
 from fastnn.cpu.jit import device
-from fastnn.cpu.simd import absolute, as_floats, as_integers, constant, copysign, is_fused, muladd, polynomial, select
-from fastnn.cpu.vmath import EXP_TAIL, reduce_exp, scaled
+from fastnn.cpu.simd import (
+    absolute,
+    as_floats,
+    as_integers,
+    constant,
+    copysign,
+    is_fused,
+    muladd,
+    polynomial,
+    select,
+    splat,
+)
+from fastnn.cpu.vmath import EXP_TAIL, LN2_HIGH, LN2_LOW, LOG2_E, ROUND, reduce_exp, scaled
 
 Z_TOP = constant(15.0, 39.0)  # Phi(-z) of more is 0
-K = constant(3.0, 4.0)
+K = constant(2.28564453125, 3.531982421875)
 HIGH_HALF = constant(-(1 << 12), -(1 << 27))  # the bits of the first half of a mantissa, and the exponent
-ROOT_HALF = constant(0.7071067811865476, 0.7071067811865476)
+ROOT_TWO = constant(1.4142135623730951, 1.4142135623730951)
 DENSITY_AT_ZERO = constant(0.3989422804014327, 0.3989422804014327)  # 1 / sqrt(2 pi)
 
-# H(t) with k = 3, t <= (14.5 - k) / (14.5 + k): degree 10, to 2^-30.0; with k = 4, t <= (38.7 - k) / (38.7 + k): degree
-# 23, to 2^-59.4
+# H(t) = H_MIDDLE + t MILLS(t), where -1 <= t and z <= 14.5 (float32), 38.7 (float64): degree 11, to 2^-27.9; degree 24,
+# to 2^-57.8.  K is such that H_MIDDLE, H(0), is a float to within 1/50 ulp.
+H_MIDDLE = constant(0.6938121914863586, 0.7452243736686939)
 MILLS = polynomial(
     [
-        0.7290836903699819,
-        -0.5093319914063373,
-        0.23001769995739338,
-        -0.0472626876185756,
-        -0.010462520353301967,
-        0.0069693023633950295,
-        0.0010247840194545367,
-        -0.0010325243093767496,
-        -0.00024475466303266097,
-        0.00013125404412658281,
-        5.4455143150344205e-05,
+        -0.3935714662075043,
+        0.08755359053611755,
+        0.025720609351992607,
+        -0.01170666329562664,
+        -0.00519452104344964,
+        0.0011591550428420305,
+        0.001324893208220601,
+        0.00015538668958470225,
+        -0.00021580721659120172,
+        -9.572500130161643e-05,
+        -8.036634426389355e-06,
     ],
     [
-        0.7552851304157515,
-        -0.6078966419718921,
-        0.3871374007422148,
-        -0.18652185795965856,
-        0.060396574890920374,
-        -0.007540188966685326,
-        -0.0034796923670362048,
-        0.0016308184570101875,
-        0.00013334430833819238,
-        -0.00023109493093175933,
-        -1.9082312390264034e-06,
-        3.514466878078507e-05,
-        7.165519228882399e-07,
-        -5.920136110805087e-06,
-        -6.293859818458335e-07,
-        1.021528923758242e-06,
-        2.7125961108345146e-07,
-        -1.5502874163297983e-07,
-        -8.481155247050665e-08,
-        1.3447647826687663e-08,
-        1.9248435753527436e-08,
-        1.7647113750465083e-09,
-        -2.422030115518491e-09,
-        -6.736987962419072e-10,
+        -0.5686367452220614,
+        0.3204151116996431,
+        -0.12058871506944163,
+        0.01978675683547432,
+        0.005992075352997033,
+        -0.003386591974218795,
+        -0.00032435085366244666,
+        0.000495161612451378,
+        4.3851066535898736e-05,
+        -7.929222771064358e-05,
+        -1.4320814732934223e-05,
+        1.2778204669467972e-05,
+        4.868126541575332e-06,
+        -1.6049037791819017e-06,
+        -1.3968293499921136e-06,
+        -1.576670929858628e-08,
+        3.111750450613995e-07,
+        9.713056541332677e-08,
+        -4.3220000293986745e-08,
+        -3.3959233725269484e-08,
+        6.474784328738464e-11,
+        5.54213235763083e-09,
+        9.567369875072197e-10,
+        -1.9112259206189074e-10,
     ],
 )
 
-# erf(x) / x in x^2, |x| <= 1: degree 6, to 2^-29.6; degree 11, to 2^-56.9
+# erf(x) / x - 1 in x^2, |x| <= 1: degree 6, erf to 2^-29.6; degree 11, to 2^-56.9
 ERF_NEAR_ZERO = polynomial(
     [
-        1.1283791657267548,
+        0.12837916572675476,
         -0.3761262582452654,
         0.1128358515198767,
         -0.02685381207328159,
@@ -73,7 +85,7 @@ ERF_NEAR_ZERO = polynomial(
         7.853867235357119e-05,
     ],
     [
-        1.1283791670955126,
+        0.12837916709551256,
         -0.3761263890318352,
         0.11283791670944185,
         -0.02686617064311153,
@@ -102,50 +114,67 @@ def product(a, b):
 
 
 @device
+def muladd_pair(a, b, c):
+    """``high, low``: a b + c rounded and, closely, what that takes away; |a b| <= 2 |c|."""
+    if is_fused(a):
+        high = muladd(a, b, c)
+        return high, muladd(a, b, c - high)
+    whole, rest = product(a, b)
+    high = c + whole
+    return high, ((c - high) + whole) + rest
+
+
+@device
 def reciprocal_sum(z, k):
     """``high, low`` of 1 / (z + k)."""
     d = z + k
-    high = 1.0 / d
-    if is_fused(z):
-        return high, high * muladd(-high, z, muladd(-high, k, 1.0))
     part = d - z
     lost = (z - (d - part)) + (k - part)  # by rounding d
+    high = 1.0 / d
+    if is_fused(z):
+        return high, high * (muladd(-high, d, 1.0) - high * lost)
     one, rest = product(high, d)
     return high, high * ((1.0 - one) - rest - high * lost)
 
 
 @device
 def density(z):
-    """``n, p`` with e^(-z^2 / 2) = 2^n (1 + p)."""
+    """``n, r, s`` with e^(-z^2 / 2) = 2^n (1 + r + s), s small."""
     square, lost = product(z, 0.5 * z)
-    n, r = reduce_exp(-square)
-    r = r - lost
-    return n, muladd(r * r, EXP_TAIL(r), r)
+    n = muladd(-square, LOG2_E(z), ROUND(z)) - ROUND(z)
+    high = muladd(n, -LN2_HIGH(z), -square)
+    low = muladd(n, LN2_LOW(z), lost)
+    r = high - low
+    return n, r, muladd(r * r, EXP_TAIL(r), (high - r) - low)
 
 
 @device
 def mills(z):
-    """``v, low, h`` with R(z) = (v + low) h."""
+    """``v, v_low, h, h_low`` with R(z) = (v + v_low) (h + h_low)."""
     k = K(z)
-    v, low = reciprocal_sum(z, k)
-    t = muladd(low, -2.0 * k, muladd(v, -2.0 * k, 1.0))
-    return v, low, MILLS(t)
+    v, v_low = reciprocal_sum(z, k)
+    t, t_low = muladd_pair(v, -2.0 * k, splat(v, 1.0))
+    slope = MILLS(t)
+    h, h_low = muladd_pair(t, slope, H_MIDDLE(t))
+    # The slope of the chord from 0 is near enough to that of the curve.
+    return v, v_low, h, muladd(muladd(v_low, -2.0 * k, t_low), slope, h_low)
 
 
 @device
 def gelu(x):
-    """x Phi(x) = max(x, 0) - z Phi(-z), z = |x|; every rounding but those of H, p and the sum is made good.
+    """x Phi(x) = max(x, 0) - z Phi(-z), z = |x|; the roundings of the large terms are made good.
 
     At most UNMEASURED ulp in float32, UNMEASURED in float64.
     """
     z = absolute(x)
     top = select(z > Z_TOP(x), Z_TOP(x), z)
-    n, p = density(top)
-    v, v_low, h = mills(top)
-    w, w_low = product(top, v)
-    y, y_low = product(w, h)
-    y_low = muladd(muladd(top, v_low, w_low), h, y_low)
-    tail = scaled(y + muladd(y, p, y_low), n)
+    n, r, s = density(top)
+    v, v_low, h, h_low = mills(top)
+    y, y_low = product(v, h)
+    y_low = muladd(v_low, h, muladd(v, h_low, y_low))
+    high, low = muladd_pair(y, r, y)
+    low = low + muladd(y, s, y_low)
+    tail = scaled(muladd(top, high, top * low), n)  # z last: what rounding takes away from it may be below all floats
     return copysign(select(x > 0.0, z - tail, tail), x)
 
 
@@ -153,14 +182,15 @@ def gelu(x):
 def gelu_derivative(x):
     """Phi(x) + x phi(x): q = Phi(-z) - z phi(z) for x < 0, else 1 - q.
 
-    Its zero near -0.7518 costs relative accuracy: at most UNMEASURED ulp of max(|y|, 1/2) in float32, UNMEASURED in float64.
+    Its zero near -0.7518 costs relative accuracy: at most UNMEASURED ulp of 1 in float32, UNMEASURED in
+    float64.
     """
     z = absolute(x)
     z = select(z > Z_TOP(x), Z_TOP(x), z)
-    n, p = density(z)
-    v, v_low, h = mills(z)
-    y = muladd(v, h, muladd(v_low, h, z * -DENSITY_AT_ZERO(x)))
-    q = scaled(muladd(y, p, y), n)
+    n, r, s = density(z)
+    v, _, h, _ = mills(z)
+    y = muladd(v, h, z * -DENSITY_AT_ZERO(x))
+    q = scaled(y + muladd(y, r, y * s), n)
     return select(x > 0.0, 1.0 - q, q)
 
 
@@ -174,7 +204,6 @@ def erf(x):
     near = select(a > 1.0, 1.0, a)
     far = select(a > 6.0, 6.0, a)
     n, r = reduce_exp(-far * far)
-    p = muladd(r * r, EXP_TAIL(r), r)
-    v, _, h = mills(far / ROOT_HALF(x))
-    tail = scaled((v * h) * (1.0 + p), n)
-    return copysign(select(a < 1.0, near * ERF_NEAR_ZERO(near * near), 1.0 - (tail + tail)), x)
+    v, _, h, _ = mills(far * ROOT_TWO(x))
+    tail = scaled(v * h * (2.0 + 2.0 * muladd(r * r, EXP_TAIL(r), r)), n)
+    return copysign(select(a < 1.0, muladd(near, ERF_NEAR_ZERO(near * near), near), 1.0 - tail), x)

@@ -204,17 +204,22 @@ def inverses_and_logs(units):
 INVERSE, LOG_AT = inverses_and_logs(INVERSES)
 LOG1P_INVERSE, LOG1P_AT = inverses_and_logs(LOG1P_INVERSES)
 
-# tanh in 32 intervals of width 19/64 around multiples of it, interpolated in Chebyshev's points: degree 6, to 2^-28
+# tanh in 32 intervals of width 19/64, around the multiples of that: degree 6, to 2^-28
 TANH_WIDTH = 19 / 64
 TANH_LAST = 31 * TANH_WIDTH  # tanh of more is 1
 
 
+def interpolated(f, degree, first, last):
+    series = np.polynomial.Chebyshev.interpolate(f, degree, domain=[first, last])
+    return series.convert(kind=np.polynomial.Polynomial).coef
+
+
 def tanh_near(middle):
-    """Coefficients of tanh(middle + r) for |r| <= TANH_WIDTH / 2, lowest power first."""
+    """Coefficients of tanh(middle + r) for |r| <= TANH_WIDTH / 2 (at 0 only r >= 0), lowest power first."""
     half = TANH_WIDTH / 2
-    series = np.polynomial.chebyshev.chebinterpolate(lambda t: np.tanh(middle + half * t), 6)
-    first, *rest = np.polynomial.chebyshev.cheb2poly(series) / half ** np.arange(7)
-    return [first, *rest] if middle else [0.0, 1.0, *rest[1:]]
+    if middle == 0:
+        return [0.0, 1.0, *interpolated(lambda r: (np.tanh(r) - r) / r**2, 4, 0, half)]
+    return interpolated(lambda r: np.tanh(middle + r), 6, -half, half)
 
 
 TANH_PIECES = pieces([tanh_near(j * TANH_WIDTH) for j in range(32)])
@@ -291,11 +296,10 @@ def sigmoid(x):
     if estimates(x):
         reciprocal = estimate_reciprocal(d)
         y = dividend * reciprocal
-        return muladd(muladd(-e, y, dividend - y), reciprocal, y)  # what is left over is exact: 1 + e is not rounded
-    lost = e - (d - 1.0)  # by rounding d: costs 0.8 ulp if it is not made good
-    y = dividend / d
-    reciprocal = select(x < 0.0, 1.0 - y, y)  # of d, near enough
-    return muladd(y * reciprocal, -lost, y)
+        return muladd(muladd(-e, y, dividend - y), reciprocal, y)
+    reciprocal = 1.0 / d
+    y = dividend * reciprocal
+    return muladd(y, muladd(-e, reciprocal, 1.0 - reciprocal), y)  # 1 - (1 + e) / d: what rounding 1 + e to d did
 
 
 @device
@@ -314,7 +318,10 @@ def tanh(x):
     n, r = reduce_exp(z + z)
     s = power(n)
     m = muladd(s, r * r * EXP_TAIL(r), muladd(s, r, s - 1.0))
-    return copysign(m / (m + 2.0), x)
+    reciprocal = 1.0 / (m + 2.0)
+    y = m * reciprocal
+    left = muladd(-m, y, muladd(-2.0, y, m))  # m - y (m + 2), where m + 2 is not rounded
+    return copysign(muladd(left, reciprocal, y), x)
 
 
 # --- division by a root -------------------------------------------------------------------------------------------
