@@ -24,19 +24,8 @@ from fastnn.cpu import normal, vmath
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
-from fastnn.cpu.simd import (
-    first_lane,
-    first_lanes,
-    is_null,
-    lanes,
-    load,
-    max_lanes,
-    offset,
-    select,
-    splat,
-    store,
-    sum_lanes,
-)
+from fastnn.cpu.simd import is_null, lanes, load, offset, select, splat, stack, store
+from fastnn.cpu.softmax import SHORT, row_dot, row_max, softmax_columns, softmax_row
 from fastnn.records import BACKWARD, FORWARD, MAP
 
 # --- from functions of a vector to kernels ------------------------------------------------------------------------
@@ -269,49 +258,24 @@ softplus_slope = elementwise(softplus_prime)
 gelu_map = elementwise(gelu)
 gelu_slope = elementwise(gelu_prime)
 
-# --- softmax ------------------------------------------------------------------------------------------------------
-
-
-@device
-def load_or_bottom(pointer, i, end):
-    """As `load_before`, with -inf for what is not read: neutral for the maximum, 0 after exp."""
-    x = load_before(pointer, i, end)
-    return select(first_lanes(x, end - i), x, vmath.BOTTOM(x))
-
-
-@device
-def row_max(x, cols):
-    """The largest element of a row; NaN is ignored here and reaches the softmax through its total."""
-    largest = vmath.BOTTOM(splat(x, 0.0))
-    for i in range(0, cols, lanes(x)):
-        v = load_or_bottom(x, i, cols)
-        largest = select(v > largest, v, largest)
-    return max_lanes(largest)
-
-
-@device
-def softmax_row(x, y, cols, top):
-    """``y = softmax(x)`` for one row with maximum `top`; y may be x.  Returns ``log(sum(exp(x - top)))``."""
-    w = lanes(x)
-    total = splat(x, 0.0)
-    for i in range(0, cols, w):
-        e = vmath.exp(load_or_bottom(x, i, cols) - top)
-        total = total + e
-        store_before(y, i, cols, e)
-    whole = splat(x, sum_lanes(total))
-    scale = 1.0 / whole
-    for i in range(0, cols, w):
-        store_before(y, i, cols, load_before(y, i, cols) * scale)
-    return first_lane(vmath.log(whole))
+# --- softmax ---------------------------------------------------------------------------------------------------------
 
 
 @kernel(MAP)
 def softmax_rows(op, run, step, thread):
     # x, y: rows x cols, leading dimension ld, rows contiguous; y may be x
     first, last = share(op.rows, thread, run.threads)
-    for r in range(first, last):
-        x = offset(op.x, r * op.ld)
-        softmax_row(x, offset(op.y, r * op.ld), op.cols, row_max(x, op.cols))
+    w = lanes(op.x)
+    if op.cols <= SHORT * w:
+        memory = stack(op.x, SHORT)
+        block = stack(op.x, 1)
+        for r in range(first, last, w):
+            at = r * op.ld
+            softmax_columns(offset(op.x, at), offset(op.y, at), op.ld, min(w, last - r), op.cols, memory, block)
+    else:
+        for r in range(first, last):
+            x = offset(op.x, r * op.ld)
+            softmax_row(x, offset(op.y, r * op.ld), op.cols, row_max(x, op.cols))
 
 
 @kernel(MAP)
@@ -321,11 +285,7 @@ def softmax_gradient(op, run, step, thread):
     first, last = share(op.rows, thread, run.threads)
     w = lanes(op.x)
     for r in range(first, last):
-        start = r * op.ld
-        end = start + op.cols
-        total = splat(op.x, 0.0)
-        for i in range(start, end, w):
-            total = total + load_before(op.x, i, end) * load_before(op.g, i, end)
-        mean = sum_lanes(total)
-        for i in range(start, end, w):
-            store_before(op.y, i, end, load_before(op.x, i, end) * (load_before(op.g, i, end) - mean))
+        s, g, y = offset(op.x, r * op.ld), offset(op.g, r * op.ld), offset(op.y, r * op.ld)
+        mean = row_dot(s, g, op.cols)
+        for i in range(0, op.cols, w):
+            store_before(y, i, op.cols, load_before(s, i, op.cols) * (load_before(g, i, op.cols) - mean))

@@ -76,6 +76,7 @@ from fastnn.cpu.simd.references import (
     RecordRef,
     reference,
 )
+from fastnn.cpu.simd.stack import stack
 from fastnn.cpu.simd.tiles import (
     load_tile,
     rank1,
@@ -139,6 +140,7 @@ __all__ = [
     "select",
     "splat",
     "sqrt",
+    "stack",
     "store",
     "store_first",
     "store_release",
