@@ -36,6 +36,7 @@ from fastnn.cpu.simd import (
     exponent,
     fraction,
     has_exponents,
+    is_fused,
     muladd,
     pieces,
     polynomial,
@@ -165,20 +166,19 @@ ROOT_LOW = table(
     ],
 )
 
-# (log(1 + r) - r) / r^2 on -1/32 <= r <= 1/16: degree 3, log to 2^-28.4; degree 9, log to 2^-62.2
+# (log(1 + r) - r) / r^2 on -1/32 <= r <= 1/16: degree 3, log to 2^-28.4; degree 8, log to 2^-56.6
 LOG_NEAR_ONE = polynomial(
     [-0.5000000095151165, 0.33334446897718906, -0.25006670020729443, 0.1885523066817621],
     [
-        -0.49999999999999994,
-        0.3333333333333352,
-        -0.2500000000003455,
-        0.19999999999234483,
-        -0.1666666655348145,
-        0.14285714383807194,
-        -0.12500138212246115,
-        0.11112847784103866,
-        -0.09950843458456701,
-        0.07829523223667083,
+        -0.5000000000000002,
+        0.3333333333334755,
+        -0.24999999999860986,
+        0.19999999927800466,
+        -0.16666666160068583,
+        0.1428581984192193,
+        -0.12501869671547036,
+        0.11071431261538325,
+        -0.08745035456430048,
     ],
 )
 
@@ -320,8 +320,12 @@ def tanh(x):
     m = muladd(s, r * r * EXP_TAIL(r), muladd(s, r, s - 1.0))
     reciprocal = 1.0 / (m + 2.0)
     y = m * reciprocal
-    left = muladd(-m, y, muladd(-2.0, y, m))  # m - y (m + 2), where m + 2 is not rounded
-    return copysign(muladd(left, reciprocal, y), x)
+    # What rounding m + 2 did: m / (m + 2) - y, where products are exact, else 1 / (m + 2) - reciprocal, times m.
+    if is_fused(x):
+        y = muladd(muladd(-m, y, muladd(-2.0, y, m)), reciprocal, y)
+    else:
+        y = muladd(y, muladd(-m, reciprocal, muladd(-2.0, reciprocal, 1.0)), y)
+    return copysign(y, x)
 
 
 # --- division by a root -------------------------------------------------------------------------------------------
