@@ -23,17 +23,17 @@ from fastnn.cpu.simd import (
 from fastnn.cpu.vmath import EXP_TAIL, LN2_HIGH, LN2_LOW, LOG2_E, ROUND, reduce_exp, scaled
 
 Z_TOP = constant(15.0, 39.0)  # Phi(-z) of more is 0
-K = constant(2.28564453125, 3.531982421875)
+K = constant(2.28564453125, 3.3505859375)
 HIGH_HALF = constant(-(1 << 12), -(1 << 27))  # the bits of the first half of a mantissa, and the exponent
 ROOT_TWO = constant(1.4142135623730951, 1.4142135623730951)
 DENSITY_AT_ZERO = constant(0.3989422804014327, 0.3989422804014327)  # 1 / sqrt(2 pi)
 
-# H(t) = H_MIDDLE + t MILLS(t), where -1 <= t and z <= 14.5 (float32), 38.7 (float64): degree 11, to 2^-27.9; degree 24,
-# to 2^-57.8.  K is such that H_MIDDLE, H(0), is a float to within 1/50 ulp.
-H_MIDDLE = constant(0.6938121914863586, 0.7452243736686939)
+# H(t) = H_0 + t (H_1 + t MILLS(t)) where -1 <= t and z <= 14.5 (float32), 38.7 (float64): degree 11, to 2^-27.9; degree
+# 24, to 2^-58.7.  K is such that H_0 is a float to within 1/50 ulp.
+H_0 = constant(0.6938121914863586, 0.7403941118633092)
+H_1 = constant(-0.3935714662075043, -0.55043044391359)
 MILLS = polynomial(
     [
-        -0.3935714662075043,
         0.08755359053611755,
         0.025720609351992607,
         -0.01170666329562664,
@@ -46,30 +46,29 @@ MILLS = polynomial(
         -8.036634426389355e-06,
     ],
     [
-        -0.5686367452220614,
-        0.3204151116996431,
-        -0.12058871506944163,
-        0.01978675683547432,
-        0.005992075352997033,
-        -0.003386591974218795,
-        -0.00032435085366244666,
-        0.000495161612451378,
-        4.3851066535898736e-05,
-        -7.929222771064358e-05,
-        -1.4320814732934223e-05,
-        1.2778204669467972e-05,
-        4.868126541575332e-06,
-        -1.6049037791819017e-06,
-        -1.3968293499921136e-06,
-        -1.576670929858628e-08,
-        3.111750450613995e-07,
-        9.713056541332677e-08,
-        -4.3220000293986745e-08,
-        -3.3959233725269484e-08,
-        6.474784328738464e-11,
-        5.54213235763083e-09,
-        9.567369875072197e-10,
-        -1.9112259206189074e-10,
+        0.2913580848999024,
+        -0.09495349101377874,
+        0.0071457126036111795,
+        0.00798436894590011,
+        -0.0020650919711813934,
+        -0.0009054007420584375,
+        0.0003241503605523556,
+        0.0001579559514072781,
+        -4.236882073666637e-05,
+        -3.468580307663727e-05,
+        2.163164867403357e-06,
+        7.520540271104171e-06,
+        1.412463886792985e-06,
+        -1.2633524647769136e-06,
+        -7.183523569141248e-07,
+        5.6883138686354184e-08,
+        1.966079565276097e-07,
+        5.7735274180907624e-08,
+        -2.8057352531709945e-08,
+        -2.2838366773314737e-08,
+        -1.1209327423386724e-09,
+        3.4339365945966763e-09,
+        9.350670396017535e-10,
     ],
 )
 
@@ -154,8 +153,8 @@ def mills(z):
     k = K(z)
     v, v_low = reciprocal_sum(z, k)
     t, t_low = muladd_pair(v, -2.0 * k, splat(v, 1.0))
-    slope = MILLS(t)
-    h, h_low = muladd_pair(t, slope, H_MIDDLE(t))
+    slope = muladd(t, MILLS(t), H_1(t))
+    h, h_low = muladd_pair(t, slope, H_0(t))
     # The slope of the chord from 0 is near enough to that of the curve.
     return v, v_low, h, muladd(muladd(v_low, -2.0 * k, t_low), slope, h_low)
 
@@ -173,7 +172,7 @@ def gelu(x):
     y, y_low = product(v, h)
     y_low = muladd(v_low, h, muladd(v, h_low, y_low))
     high, low = muladd_pair(y, r, y)
-    low = low + muladd(y, s, y_low)
+    low = low + muladd(y, s, muladd(y_low, r + s, y_low))
     tail = scaled(muladd(top, high, top * low), n)  # z last: what rounding takes away from it may be below all floats
     return copysign(select(x > 0.0, z - tail, tail), x)
 
