@@ -153,10 +153,11 @@ def mills(z):
     k = K(z)
     v, v_low = reciprocal_sum(z, k)
     t, t_low = muladd_pair(v, -2.0 * k, splat(v, 1.0))
-    slope = muladd(t, MILLS(t), H_1(t))
+    curve = MILLS(t)
+    slope = muladd(t, curve, H_1(t))
     h, h_low = muladd_pair(t, slope, H_0(t))
-    # The slope of the chord from 0 is near enough to that of the curve.
-    return v, v_low, h, muladd(muladd(v_low, -2.0 * k, t_low), slope, h_low)
+    # H'(t), which t_low is to be multiplied by, is slope + t curve + t^2 MILLS'(t), of which the last is small.
+    return v, v_low, h, muladd(muladd(v_low, -2.0 * k, t_low), muladd(t, curve, slope), h_low)
 
 
 @device
