@@ -8,6 +8,7 @@ Shapes: x (n, in), W (in, out), b (out,), y as the loss wants it.
 from __future__ import annotations
 
 import numpy as np
+from scipy import special
 
 LEAKY_SLOPE = 0.2
 
@@ -16,6 +17,32 @@ def matmul(a, b):
     """Plain sum of products of (m, k) and (k, n)."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return (a[:, :, None] * b[None, :, :]).sum(axis=1)
+
+
+# Element-wise functions.
+
+
+def _quiet(f):
+    """`f` of float64, without warnings for infinite results."""
+
+    def quiet(x):
+        with np.errstate(all="ignore"):
+            return f(np.asarray(x, np.float64))
+
+    return quiet
+
+
+exp, expm1, log, log1p = (_quiet(f) for f in (np.exp, np.expm1, np.log, np.log1p))
+erf = _quiet(special.erf)
+softplus = _quiet(lambda x: np.logaddexp(0, x))
+softplus_derivative = _quiet(lambda y: -np.expm1(-y))
+gelu = _quiet(lambda x: np.where(x == -np.inf, -0.0, x * special.ndtr(x)))
+
+
+def gelu_derivative(x):
+    """Of the input."""
+    x = np.asarray(x, np.float64)
+    return special.ndtr(x) + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
 
 
 # Activations; each derivative is given the activation's output.

@@ -12,6 +12,7 @@ import os
 
 import numpy as np
 import pytest
+from scipy import special
 
 from fastnn.cpu import loader, target
 from fastnn.records import BACKWARD, FORWARD, MAP, RUN
@@ -19,7 +20,7 @@ from fastnn.records import BACKWARD, FORWARD, MAP, RUN
 mpmath = pytest.importorskip("mpmath")
 
 DTYPES = ("float32", "float64")
-FUNCTIONS = ("exp", "log", "log1p", "tanh", "sigmoid", "softplus")
+FUNCTIONS = ("exp", "expm1", "log", "log1p", "tanh", "sigmoid", "softplus", "erf", "gelu")
 MAX_ULP = 2.0
 GUARD = 12345.0  # around every array a kernel writes to
 ALPHA = 0.2
@@ -68,6 +69,10 @@ def reference(name, x):
             return 1 / (1 + np.exp(-x))
         if name == "softplus":
             return np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0)
+        if name == "erf":
+            return special.erf(x)
+        if name == "gelu":
+            return np.where(x == -np.inf, -0.0, x * special.ndtr(x))
         return getattr(np, name)(x)
 
 
@@ -80,6 +85,8 @@ def exact(name, x):
             return (e if x < 0 else 1) / (1 + e)
         if name == "softplus":
             return mpmath.log1p(mpmath.exp(-abs(x))) + max(x, 0)
+        if name == "gelu":
+            return x * mpmath.ncdf(x)
         return getattr(mpmath, name)(x)
 
 
@@ -118,7 +125,7 @@ def check32(name, x):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_float32(name):
     rng = np.random.default_rng(0)
-    edges = np.array([0.0, 2.0**-149, 2.0**-126, 2 / 3, 4 / 3, 0.55, 1.0, 2.0**24, 2.0**30, 2.0**127, 88.72, 103.97])
+    edges = np.array([0.0, 2.0**-149, 2.0**-126, 2 / 3, 4 / 3, 1.0, 9.2, 14.4, 2.0**24, 2.0**127, 88.72, 103.97])
     around = (edges.astype(np.float32).view(np.int32)[:, None] + np.arange(-500, 500)).astype(np.int32)
     positive = around[around >= 0].view(np.float32)
     x = np.concatenate(
@@ -173,6 +180,29 @@ def test_float64(name):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_derivative(dtype):
+    rng = np.random.default_rng(6)
+    x = np.concatenate([rng.uniform(-45, 15, 3000), rng.standard_normal(3000), [0, np.inf, -np.inf]]).astype(dtype)
+    y = apply("gelu_slope", x).astype(np.float64)
+    with mpmath.workprec(160):
+        truth = [mpmath.ncdf(v) + (v * mpmath.npdf(v) if np.isfinite(v) else 0) for v in x.tolist()]
+        error = np.array([float(abs(v - t)) for v, t in zip(y.tolist(), truth, strict=True)])
+    eps, size = np.finfo(dtype).eps, np.abs(np.array(truth, float))
+    print(f"gelu_derivative: {error.max() / eps:.3f} ulp of 1")
+    assert error.max() <= 2 * eps
+    away = np.abs(x + 0.7518) > 0.1  # from the zero
+    assert (error <= 20 * eps * size + np.finfo(dtype).smallest_subnormal)[away].all()
+    assert np.isnan(apply("gelu_slope", np.full(3, np.nan, dtype))).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softplus_derivative(dtype):
+    y = np.concatenate([np.geomspace(1e-30, 100, 3000), [0, np.inf]]).astype(dtype)
+    expected = -np.expm1(-y.astype(np.float64))
+    np.testing.assert_allclose(apply("softplus_slope", y), expected, rtol=2 * np.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("name", "x", "y"),
     [
@@ -182,6 +212,9 @@ def test_float64(name):
         ("tanh", [0.0, -0.0, np.inf, -np.inf, 1e30, -1e30], [0.0, -0.0, 1.0, -1.0, 1.0, -1.0]),
         ("sigmoid", [0.0, -0.0, np.inf, -np.inf, 1e30, -1e30], [0.5, 0.5, 1.0, 0.0, 1.0, 0.0]),
         ("softplus", [np.inf, -np.inf, 1e30, -1e30], [np.inf, 0.0, 1e30, 0.0]),
+        ("expm1", [0.0, -0.0, np.inf, -np.inf, 1e30, -1e30], [0.0, -0.0, np.inf, -1.0, np.inf, -1.0]),
+        ("erf", [0.0, -0.0, np.inf, -np.inf, 1e30, -1e30], [0.0, -0.0, 1.0, -1.0, 1.0, -1.0]),
+        ("gelu", [0.0, -0.0, np.inf, -np.inf, 1e30, -1e30], [0.0, -0.0, np.inf, -0.0, 1e30, -0.0]),
         ("relu", [np.inf, -np.inf, -1.0, 2.0], [np.inf, 0.0, 0.0, 2.0]),
         ("leaky_relu", [np.inf, -np.inf, -1.0, 2.0], [np.inf, -np.inf, -ALPHA, 2.0]),
     ],
@@ -240,7 +273,7 @@ def tile_of(values, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernel", ["exp_map", "log_map", "tanh_map", "relu_slope"])
+@pytest.mark.parametrize("kernel", ["exp_map", "log_map", "tanh_map", "gelu_map", "relu_slope"])
 def test_ragged_lengths(kernel, dtype):
     lanes = target.host().lanes(dtype)
     x = np.linspace(0.1, 3, 200).astype(dtype)

@@ -20,24 +20,13 @@ that name its kernels:
 Softmax is not element-wise: it has kernels over rows, at the end.
 """
 
-from fastnn.cpu import vmath
+from fastnn.cpu import normal, vmath
 from fastnn.cpu.blocking import MR, NV
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
-from fastnn.cpu.simd import (
-    first_lane,
-    first_lanes,
-    is_null,
-    lanes,
-    load,
-    max_lanes,
-    offset,
-    select,
-    splat,
-    store,
-    sum_lanes,
-)
+from fastnn.cpu.simd import is_null, lanes, load, offset, select, splat, stack, store
+from fastnn.cpu.softmax import SHORT, row_dot, row_max, softmax_columns, softmax_row
 from fastnn.records import BACKWARD, FORWARD, MAP
 
 # --- from functions of a vector to kernels ------------------------------------------------------------------------
@@ -220,12 +209,17 @@ tanh_map = elementwise(tanh)
 tanh_slope = elementwise(tanh_prime)
 tanh_gradient = gradient(tanh_prime)
 
-# --- the functions of vmath that are no activations, element by element -----------------------------------------------
+# --- functions that are no activations of a layer, element by element ------------------------------------------------
 
 
 @device
 def exp(x, alpha):
     return vmath.exp(x)
+
+
+@device
+def expm1(x, alpha):
+    return vmath.expm1(x)
 
 
 @device
@@ -239,58 +233,59 @@ def log1p(x, alpha):
 
 
 @device
+def erf(x, alpha):
+    return normal.erf(x)
+
+
+@device
 def softplus(x, alpha):
     return vmath.softplus(x)
 
 
+@device
+def softplus_prime(y, alpha):
+    return -vmath.expm1(-y)
+
+
+@device
+def gelu(x, alpha):
+    return normal.gelu(x)
+
+
+@device
+def gelu_prime(x, alpha):
+    """Of the input: two inputs may have the same output."""
+    return normal.gelu_derivative(x)
+
+
 exp_map = elementwise(exp)
+expm1_map = elementwise(expm1)
 log_map = elementwise(log)
 log1p_map = elementwise(log1p)
+erf_map = elementwise(erf)
 softplus_map = elementwise(softplus)
+softplus_slope = elementwise(softplus_prime)
+gelu_map = elementwise(gelu)
+gelu_slope = elementwise(gelu_prime)
 
-# --- softmax ------------------------------------------------------------------------------------------------------
-
-
-@device
-def load_or_bottom(pointer, i, end):
-    """As `load_before`, with -inf for what is not read: neutral for the maximum, 0 after exp."""
-    x = load_before(pointer, i, end)
-    return select(first_lanes(x, end - i), x, vmath.BOTTOM(x))
-
-
-@device
-def row_max(x, cols):
-    """The largest element of a row; NaN is ignored here and reaches the softmax through its total."""
-    largest = vmath.BOTTOM(splat(x, 0.0))
-    for i in range(0, cols, lanes(x)):
-        v = load_or_bottom(x, i, cols)
-        largest = select(v > largest, v, largest)
-    return max_lanes(largest)
-
-
-@device
-def softmax_row(x, y, cols, top):
-    """``y = softmax(x)`` for one row with maximum `top`; y may be x.  Returns ``log(sum(exp(x - top)))``."""
-    w = lanes(x)
-    total = splat(x, 0.0)
-    for i in range(0, cols, w):
-        e = vmath.exp(load_or_bottom(x, i, cols) - top)
-        total = total + e
-        store_before(y, i, cols, e)
-    whole = splat(x, sum_lanes(total))
-    scale = 1.0 / whole
-    for i in range(0, cols, w):
-        store_before(y, i, cols, load_before(y, i, cols) * scale)
-    return first_lane(vmath.log(whole))
+# --- softmax ---------------------------------------------------------------------------------------------------------
 
 
 @kernel(MAP)
 def softmax_rows(op, run, step, thread):
     # x, y: rows x cols, leading dimension ld, rows contiguous; y may be x
     first, last = share(op.rows, thread, run.threads)
-    for r in range(first, last):
-        x = offset(op.x, r * op.ld)
-        softmax_row(x, offset(op.y, r * op.ld), op.cols, row_max(x, op.cols))
+    w = lanes(op.x)
+    if op.cols <= SHORT * w:
+        memory = stack(op.x, SHORT)
+        block = stack(op.x, 1)
+        for r in range(first, last, w):
+            at = r * op.ld
+            softmax_columns(offset(op.x, at), offset(op.y, at), op.ld, min(w, last - r), op.cols, memory, block)
+    else:
+        for r in range(first, last):
+            x = offset(op.x, r * op.ld)
+            softmax_row(x, offset(op.y, r * op.ld), op.cols, row_max(x, op.cols))
 
 
 @kernel(MAP)
@@ -300,11 +295,7 @@ def softmax_gradient(op, run, step, thread):
     first, last = share(op.rows, thread, run.threads)
     w = lanes(op.x)
     for r in range(first, last):
-        start = r * op.ld
-        end = start + op.cols
-        total = splat(op.x, 0.0)
-        for i in range(start, end, w):
-            total = total + load_before(op.x, i, end) * load_before(op.g, i, end)
-        mean = sum_lanes(total)
-        for i in range(start, end, w):
-            store_before(op.y, i, end, load_before(op.x, i, end) * (load_before(op.g, i, end) - mean))
+        s, g, y = offset(op.x, r * op.ld), offset(op.g, r * op.ld), offset(op.y, r * op.ld)
+        mean = row_dot(s, g, op.cols)
+        for i in range(0, op.cols, w):
+            store_before(y, i, op.cols, load_before(s, i, op.cols) * (load_before(g, i, op.cols) - mean))

@@ -121,7 +121,9 @@ class Executable:
         self._keep = dict(buffers)
         bases = {name: address(array) for name, array in buffers.items()}
         bases |= {"arena": address(self.arena), "totals": address(self.totals), "one": address(self._one)}
-        self._tables = [Table(p, dtype, bases, Ref("arena", arena), stride, self.threads) for p in (program, short) if p]
+        self._tables = [
+            Table(p, dtype, bases, Ref("arena", arena), stride, self.threads) for p in (program, short) if p
+        ]
         self._team = np.zeros(24, np.int64)
         self._flags = np.zeros(16, np.int64)  # 0: steps done, 8: halt
         self.run_record = np.zeros(1, RUN.dtype)

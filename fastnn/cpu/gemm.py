@@ -26,12 +26,12 @@ from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import keep_packed_columns, packed_columns, share, worker
 from fastnn.cpu.simd import (
     call_epilogue,
+    is_null,
     lanes,
     load,
     load_first,
     load_tile,
     multiples,
-    is_null,
     offset,
     pointer_at,
     prefetch,

@@ -9,11 +9,11 @@ Every kernel reads the network's outputs z, (rows, cols), and writes
 Columns beyond `cols` are padding: read, never written.
 """
 
-from fastnn.cpu.activations import row_max, softmax_row
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
 from fastnn.cpu.simd import absolute, is_null, keep_first, lanes, muladd, offset, select, splat, sum_lanes
+from fastnn.cpu.softmax import row_max, softmax_row
 from fastnn.cpu.vmath import exp, log1p
 from fastnn.records import LOSS
 

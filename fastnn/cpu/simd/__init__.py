@@ -8,6 +8,7 @@ themselves stay short loops:
 - `zeros_tile`, `rank1`, `store_tile`: a tile of C held in registers, and its update by one column of A times one row of
 B;
 - `RecordRef`: typed access to the fields of a plan's record (`fastnn.records`);
+- exponents, fractions and tables in registers, where the CPU has instructions for them;
 - atomics, for the barrier, and calls through an address, for the engine and for what Python calls.
 
 Each is an intrinsic that emits a few LLVM instructions.  No fast-math flag is ever set: NaN and infinity behave as
@@ -49,6 +50,15 @@ from fastnn.cpu.simd.engine import (
     restore_mode,
     store_release,
 )
+from fastnn.cpu.simd.exponents import (
+    exponent,
+    fraction,
+    has_exponents,
+    is_fused,
+    pieces,
+    scale,
+    table,
+)
 from fastnn.cpu.simd.memory import (
     cast,
     integer,
@@ -73,6 +83,7 @@ from fastnn.cpu.simd.references import (
     RecordRef,
     reference,
 )
+from fastnn.cpu.simd.stack import stack
 from fastnn.cpu.simd.tiles import (
     load_tile,
     multiples,
@@ -107,11 +118,15 @@ __all__ = [
     "estimate_reciprocal",
     "estimate_root",
     "estimates",
+    "exponent",
     "fetch_add",
     "first_lane",
     "first_lanes",
     "flush_subnormals",
+    "fraction",
+    "has_exponents",
     "integer",
+    "is_fused",
     "is_null",
     "keep_first",
     "lanes",
@@ -126,6 +141,7 @@ __all__ = [
     "multiples",
     "offset",
     "pause",
+    "pieces",
     "pointer_at",
     "polynomial",
     "prefetch",
@@ -135,10 +151,12 @@ __all__ = [
     "reference",
     "restore_mode",
     "scalar_like",
+    "scale",
     "select",
     "settle",
     "splat",
     "sqrt",
+    "stack",
     "store",
     "store_first",
     "store_release",
@@ -146,6 +164,7 @@ __all__ = [
     "store_tile",
     "stream",
     "sum_lanes",
+    "table",
     "transpose_block",
     "transpose_corner",
     "vec",
