@@ -57,7 +57,6 @@ def depth(dtype: str, k: int) -> int:
     return -(-k // blocks) or 1
 
 
-@functools.cache
 def blocks(
     m: int, n: int, k: int, dtype: str, a_row: int, a_col: int, b_row: int, b_col: int, threads: int
 ) -> dict[str, int]:
