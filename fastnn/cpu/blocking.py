@@ -29,7 +29,6 @@ Panels of B, KC x NC.
 The numbers are measured: `docs/performance.md`.
 """
 
-import functools
 
 from fastnn.cpu import target
 

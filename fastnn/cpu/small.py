@@ -6,7 +6,7 @@ are the same.
 """
 
 from fastnn.cpu.jit import device, kernel
-from fastnn.cpu.simd import lanes, load_first, multiples, offset, rank1, reference, store_rows, zeros_tile
+from fastnn.cpu.simd import lanes, load_first, offset, rank1, reference, row_offsets, store_rows, zeros_tile
 from fastnn.records import FORWARD, GEMM
 
 as_forward = reference(FORWARD)
@@ -18,7 +18,7 @@ def make_columns(height):
     @device
     def columns(op, b, c, c_row, cols):
         r = 0
-        a_rows = multiples(op.a_row, height)
+        offsets = row_offsets(op.a_row, height)
         while r < op.m:
             # The last tile may overlap the one before, whose rows it computes again: a tile of 8 rows is as fast as one
             # of 1, since each row is a chain of dependent sums.
@@ -26,7 +26,7 @@ def make_columns(height):
             a = offset(op.a, r * op.a_row)
             tile = zeros_tile(op.a, height, 1)
             for p in range(op.k):
-                tile = rank1(tile, offset(a, p * op.a_col), a_rows, (load_first(b, p * op.b_row, cols),))
+                tile = rank1(tile, offset(a, p * op.a_col), offsets, (load_first(b, p * op.b_row, cols),))
             store_rows(tile, offset(c, r * c_row), c_row, cols)
             r += height
 
