@@ -25,7 +25,9 @@ from fastnn.cpu import target
 CPU = target.host()
 SHARES = 16  # of a single kernel's work (fastnn.cpu.crowd); always the same, for the sake of threads that linger
 TASKS = 16  # tasks a large product is cut into at least: even shares for teams of up to 8 threads
-SMALL = 1 << 14  # multiply-adds up to which fastnn.cpu.small is the fastest (16 x 16 x 16: 73 ns instead of 160)
+# Multiply-adds up to which fastnn.cpu.small is faster: 784 x 32 x 64 in 20 us instead of 29, 16 x 16 x 16 in 0.08
+# instead of 0.16; but 128 x 128 x 128 in 24 to 30 (its rows lie a power of two apart) instead of 27.
+SMALL = 2_000_000
 ROW = 1024  # elements: losses that are a mean over all elements take them in rows of this length
 NV = 2
 MR = {(512, 32): 14, (256, 16): 6, (128, 32): 12, (128, 16): 6}[CPU.simd_bits, CPU.registers]

@@ -277,7 +277,7 @@ def product(own, arguments, count):
     gemm.rows = min((m + MR - 1) // MR, 8) * MR
     gemm.pack = gemm.b_col != 1 or m > 4 * MR
     gemm.kernel = own_product.tiled
-    if m * n * k <= SMALL and gemm.b_col == 1 and forward.c_col == 1 and not own_product.dense:
+    if m * n * k <= SMALL and gemm.b_col == 1 and (forward.c_col == 1 or own_product.dense):
         gemm.kernel = own_product.small
     elif m == 1 and gemm.b_col == 1:
         gemm.kernel = own_product.rows
