@@ -16,13 +16,12 @@ from fastnn.cpu.simd import (
     offset,
     rank1_row,
     reference,
-    row_pointers,
     store_rows,
     zeros_tile,
 )
 from fastnn.records import FORWARD, GEMM
 
-TALL = min(MR, 8)  # 8 rows of two vectors are 16 sums at once, and 8 addresses still fit into the integer registers
+TALL = min(MR, 8)  # 8 rows of two vectors are 16 sums at once: more than the CPU needs to be busy
 
 as_forward = reference(FORWARD)
 
@@ -41,16 +40,16 @@ def make_tiles(height, vectors, plain):
             # The last tile may overlap the one before and compute its rows once more: that is as fast as fewer rows,
             # since each row is a chain of dependent sums.
             r = min(block * height, op.m - height)
-            rows = row_pointers(offset(op.a, r * op.a_row), op.a_row, height)
+            a, a_row = offset(op.a, r * op.a_row), op.a_row
             left = zeros_tile(op.a, height, 1)
             right = left
             for p in range(op.k):
                 at = p * op.b_row
                 if vectors == 2:
-                    left = rank1_row(left, rows, p * op.a_col, load(b, at))
-                    right = rank1_row(right, rows, p * op.a_col, load_first(b, at + w, cols - w))
+                    left = rank1_row(left, offset(a, p * op.a_col), a_row, load(b, at))
+                    right = rank1_row(right, offset(a, p * op.a_col), a_row, load_first(b, at + w, cols - w))
                 else:
-                    left = rank1_row(left, rows, p * op.a_col, load_first(b, at, cols))
+                    left = rank1_row(left, offset(a, p * op.a_col), a_row, load_first(b, at, cols))
             if plain:
                 to, to_row, near, far = offset(c, r * forward.c_row), forward.c_row, min(w, cols), cols - w
             else:

@@ -71,42 +71,22 @@ def rank1(typingctx, tile, vectors, a, a_row, b):
     return tile(tile, vectors, a, types.intp, b), codegen
 
 
-@intrinsic(prefer_literal=True)
-def row_pointers(typingctx, a, a_row, rows):
-    """Where each of `rows` (a constant) rows of A starts.
-
-    An empty piece of assembly hides from LLVM how they are related: it would compute each address from the one before,
-    a chain of additions that takes twice as long as the multiply-adds of a tile of one vector.
-    """
-    ty = types.UniTuple(a, rows.literal_value)
-
-    def codegen(context, builder, sig, args):
-        pointers = ir.Constant(context.get_value_type(ty), ir.Undefined)
-        for i in range(ty.count):
-            at = builder.gep(args[0], [builder.mul(args[1], I64(i))])
-            hidden = builder.asm(ir.FunctionType(at.type, [at.type]), "", "=r,0", [at], side_effect=False)
-            pointers = builder.insert_value(pointers, hidden, i)
-        return pointers
-
-    return ty(a, types.intp, rows), codegen
-
-
 @intrinsic
-def rank1_row(typingctx, tile, rows, p, row):
-    """``tile[i] += rows[i][p] * row``: as `rank1` for a tile of one vector a row, and a row of B in a register."""
+def rank1_row(typingctx, tile, a, a_row, row):
+    """As `rank1` for a tile of one vector a row, and a row of B that is in a register."""
 
     def codegen(context, builder, sig, args):
-        tile, rows, p, row = args
+        tile, a, a_row, row = args
         ty = sig.args[3]
         name = f"llvm.fmuladd.{suffix(row.type)}"
         for i in range(sig.args[0].count):
-            at = builder.gep(builder.extract_value(rows, i), [p])
+            at = builder.gep(a, [builder.mul(a_row, I64(i))])
             x = splat_scalar(builder, builder.load(at, align=ty.scalar.bitwidth // 8), ty.lanes)
             total = call_intrinsic(builder, name, row.type, [x, row, builder.extract_value(tile, i)])
             tile = builder.insert_value(tile, total, i)
         return tile
 
-    return tile(tile, rows, types.intp, row), codegen
+    return tile(tile, a, types.intp, row), codegen
 
 
 @intrinsic
