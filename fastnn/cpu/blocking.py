@@ -29,13 +29,14 @@ Panels of B, KC x NC.
 The numbers are measured: `docs/performance.md`.
 """
 
-
 from fastnn.cpu import target
 
 CPU = target.host()
 SHARES = 16  # of a single kernel's work (fastnn.cpu.crowd); always the same, for the sake of threads that linger
 TASKS = 8  # tasks for each thread, if a product is large enough: even shares even if a thread comes late
-SMALL = 1 << 14  # multiply-adds up to which fastnn.cpu.small is the fastest (16 x 16 x 16: 73 ns instead of 160)
+# Multiply-adds up to which fastnn.cpu.small is faster: 16 x 16 x 16 takes 0.54 us there and 0.74 in fastnn.cpu.gemm,
+# 64 x 64 x 64 6.5 and 6.7, 128 x 128 x 128 as long.
+SMALL = 1_000_000
 ROW = 1024  # elements: losses that are a mean over all elements take them in rows of this length
 NV = 2
 MR = {(512, 32): 14, (256, 16): 6, (128, 32): 12, (128, 16): 6}[CPU.simd_bits, CPU.registers]
