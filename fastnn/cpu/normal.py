@@ -10,8 +10,6 @@ where H, which varies by a factor of three, is a polynomial in t.
 from fastnn.cpu.jit import device
 from fastnn.cpu.simd import (
     absolute,
-    as_floats,
-    as_integers,
     constant,
     copysign,
     is_fused,
@@ -20,11 +18,10 @@ from fastnn.cpu.simd import (
     select,
     splat,
 )
-from fastnn.cpu.vmath import EXP_TAIL, LN2_HIGH, LN2_LOW, LOG2_E, ROUND, reduce_exp, scaled
+from fastnn.cpu.vmath import EXP_TAIL, LN2_HIGH, LN2_LOW, LOG2_E, ROUND, product, reduce_exp, scaled
 
 Z_TOP = constant(15.0, 39.0)  # Phi(-z) of more is 0
 K = constant(2.28564453125, 3.46142578125)
-HIGH_HALF = constant(-(1 << 12), -(1 << 27))  # the bits of the first half of a mantissa, and the exponent
 ROOT_TWO = constant(1.4142135623730951, 1.4142135623730951)
 DENSITY_AT_ZERO = constant(0.3989422804014327, 0.3989422804014327)  # 1 / sqrt(2 pi)
 
@@ -98,18 +95,6 @@ ERF_NEAR_ZERO = polynomial(
         -7.779471406957415e-10,
     ],
 )
-
-
-@device
-def product(a, b):
-    """``high, low``: a b rounded and what that takes away, exactly (Dekker's product where `muladd` rounds twice)."""
-    high = a * b
-    if is_fused(a):
-        return high, muladd(a, b, -high)
-    a_high = as_floats(as_integers(a) & HIGH_HALF(a))
-    b_high = as_floats(as_integers(b) & HIGH_HALF(b))
-    a_low, b_low = a - a_high, b - b_high
-    return high, ((a_high * b_high - high) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
 @device
