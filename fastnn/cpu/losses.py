@@ -15,7 +15,7 @@ from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
 from fastnn.cpu.simd import absolute, is_null, keep_first, lanes, muladd, offset, select, splat, sum_lanes
 from fastnn.cpu.softmax import row_max, softmax_row
-from fastnn.cpu.vmath import exp_above
+from fastnn.cpu.vmath import exp_below_top
 from fastnn.records import LOSS
 
 
@@ -88,7 +88,7 @@ def sigmoid_crossentropy(op, run, step, thread):
         for c in range(0, op.cols, w):
             x = load_before(z, c, op.cols)
             tv = load_before(t, c, op.cols)
-            e = exp_above(-absolute(x))  # in (0, 1]: no overflow for any logit
+            e = exp_below_top(-absolute(x))  # in (0, 1]: no overflow for any logit
             # sigmoid and log1p share e.
             y = select(x < 0, e, 1) / (e + 1)
             positive = select(x < 0, 0, x)

@@ -26,7 +26,7 @@ from fastnn.cpu.simd import (
     transpose_block,
     transpose_corner,
 )
-from fastnn.cpu.vmath import BOTTOM, exp_above
+from fastnn.cpu.vmath import BOTTOM, exp_below_top
 
 SHORT = 2  # vectors of a row that is transposed at most
 
@@ -62,11 +62,11 @@ def softmax_row(x, y, cols, top):
     whole = cols - rest
     # Lanes beyond the row are given exp(0): what underflows takes the CPU 150 cycles.
     inside = first_lanes(splat(x, 0.0), rest)
-    last = exp_above(select(inside, load_first(x, whole, rest) - top, 0.0))
+    last = exp_below_top(select(inside, load_first(x, whole, rest) - top, 0.0))
     last = select(inside, last, 0.0)
     total = last
     for i in range(0, whole, w):
-        e = exp_above(load(x, i) - top)
+        e = exp_below_top(load(x, i) - top)
         total = total + e
         store(y, i, e)
     total = splat(x, sum_lanes(total))
@@ -105,7 +105,7 @@ def softmax_columns(x, y, ld, rows, cols, memory, block):
         top = larger(load(memory, j * w), top)
     total = splat(x, 0.0)
     for j in range(cols):
-        e = exp_above(load(memory, j * w) - top)
+        e = exp_below_top(load(memory, j * w) - top)
         total = total + e
         store(memory, j * w, e)
     scale = 1.0 / total
