@@ -207,7 +207,7 @@ def test_a_large_product_in_small(pack, copy, kept, monkeypatch):
     """Several panels and blocks of rows a task, several blocks of k: such a cut on a small product."""
     m, k, n = 4 * MR + 1, 70, 9 * blocking.columns("float32") + 5
     a, b = random((m, k), "float32", 1), random((k, n), "float32", 2)
-    cut = {"kc": 24, "panels": 4, "rows": 2 * MR, "partial": 2 * MR, "copy": copy, "kept": kept}
+    cut = {"kc": 24, "panels": 4, "rows": 2 * MR, "partial": 3 * MR, "copy": copy, "kept": kept}
     cut["block"] = MR if kept else 2 * MR
     monkeypatch.setattr(blocking, "blocks", lambda *shape: {**cut, "pack": int(pack or shape[-2] != 1)})
     for layouts in itertools.product(LAYOUTS, repeat=2):
@@ -274,7 +274,7 @@ def test_blocks_fit_the_machine(dtype):
             assert cut["kept"] or cut["block"] == rows
             assert cut["pack"] or strides[-1] == 1
             assert cut["kept"] in (0, kc, k)
-            assert cut["partial"] >= (rows if k > kc else MR)
+            assert cut["partial"] >= (rows + MR if k > kc else MR)
             scratch = blocking.scratch(dtype, cut)
             assert scratch * size % 64 == 0
             assert scratch * size <= 4 * 2**20 + 16 * caches["L2"]

@@ -78,6 +78,8 @@ def blocks(
         parts = max(1, min(tiles // 8, tasks // panels))
         rows = block = -(-tiles // parts) * MR
         kept = 0
+        if k > kc:  # all tiles of a task wait for the next block of k
+            width = max(1, min(width, 2 * l2 // (rows * nr * size)))
     else:
         width = min(panels, max(1, 2 * l2 // (kc * nr * size)))
         block = max(1, min(l2 // 8 // (MR * kc * size), 8, tiles // tasks)) * MR
@@ -94,7 +96,7 @@ def blocks(
         "rows": rows,
         "block": block,
         "kept": kept,
-        "partial": rows if k > kc else MR,
+        "partial": rows + MR if k > kc else MR,  # the last tile may compute rows that do not exist
     }
 
 

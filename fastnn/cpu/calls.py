@@ -78,7 +78,7 @@ def _update(call: Call, slot: int, rule: str, dtype: str) -> None:
 def _scratch(dtype: str) -> tuple[int, np.ndarray]:
     """The depth of a product's blocks and memory for them."""
     kc = blocking.depth(dtype, 1 << 20)
-    return kc, allocate(blocking.columns(dtype) * (kc + 8 * blocking.MR), dtype)
+    return kc, allocate(blocking.columns(dtype) * (kc + 9 * blocking.MR), dtype)
 
 
 def _product(call: Call, slot: int, activation: tuple[str, float] | None, dtype: str) -> None:

@@ -276,7 +276,7 @@ def product(own, arguments, count):
     gemm.kc = (k + deep - 1) // deep
     tiles = (m + MR - 1) // MR
     gemm.rows = gemm.block = (tiles if deep == 1 else min(tiles, 8)) * MR
-    gemm.partial = MR if deep == 1 else gemm.rows
+    gemm.partial = MR if deep == 1 else gemm.rows + MR
     gemm.pack = gemm.b_col != 1 or m > 4 * MR
     gemm.kernel = own_product.tiled
     if m * n * k <= SMALL and gemm.b_col == 1 and (forward.c_col == 1 or own_product.dense):

@@ -34,7 +34,8 @@ def kernel_of(op: Op) -> str:
 
 def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     """How a product is divided into blocks and tasks."""
-    m, n, k, *strides = (_int(op, f) for f in ("m", "n", "k", "a_row", "a_col", "b_row", "b_col"))
+    m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
+    strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
     return blocking.blocks(m, n, k, dtype, *strides, threads)
 
 

@@ -47,6 +47,9 @@ from fastnn.cpu.simd import (
 )
 from fastnn.records import GEMM
 
+# Rows of the tiles at a ragged end, some of which may be computed for nothing: each tile takes 4 cycles a step of k
+# (the latency of its sums) at least, so few tiles are better than exact ones.
+HALF, FEW = min(8, MR), 4
 LINE = max(1, 512 // CPU.simd_bits)  # vectors in a cache line
 AHEAD = 8  # steps of k from the prefetch of a row of B to its use
 FAR_AHEAD = 32  # likewise where B may be far away
@@ -80,28 +83,6 @@ def make_tile(rows, vectors):
     return multiply
 
 
-def make_whole_tile(rows, vectors):
-    """The micro-kernel where all `rows` exist."""
-    multiply = make_tile(rows, vectors)
-
-    @device
-    def whole(a, a_row, a_col, b, b_row, k, tile, first, soon):
-        multiply(a, row_offsets(a_row, rows), a_col, b, b_row, k, tile, first, soon)
-
-    return whole
-
-
-def make_edge_tile(rows, vectors):
-    """The micro-kernel where there are only `count` of `rows` rows."""
-    multiply = make_tile(rows, vectors)
-
-    @device
-    def edge(a, a_row, count, a_col, b, b_row, k, tile, first, soon):
-        multiply(a, row_offsets_within(a_row, rows, count), a_col, b, b_row, k, tile, first, soon)
-
-    return edge
-
-
 def make_packing_tile(rows, vectors):
     """As `make_tile`, and copies B to `packed` (k x NR without gaps) on the way: it is in registers anyway."""
 
@@ -123,10 +104,8 @@ def make_packing_tile(rows, vectors):
 
 def make_block(vectors):
     """One block of k for all tiles of a task in one panel: `rows` x (vectors * lanes) of C."""
-    full = make_whole_tile(MR, vectors)
+    full, half, few = (make_tile(rows, vectors) for rows in (MR, HALF, FEW))
     packing = make_packing_tile(MR, vectors)
-    # A ragged end: as few tiles as possible, since each takes 4 cycles a step of k (the latency of its sums) at least.
-    most, half, few = (make_edge_tile(rows, vectors) for rows in (MR, min(8, MR), 4))
 
     @device
     def block(
@@ -148,16 +127,13 @@ def make_block(vectors):
                 packing(at, a_row, a_col, source, source_row, k, tile, first, b)
             elif left >= MR:
                 height = MR
-                full(at, a_row, a_col, b, b_row, k, tile, first, soon)
-            elif left > 12:
-                height = left
-                most(at, a_row, left, a_col, b, b_row, k, tile, first, soon)
-            elif left > 4:
-                height = min(left, 8)
-                half(at, a_row, height, a_col, b, b_row, k, tile, first, soon)
+                full(at, row_offsets(a_row, MR), a_col, b, b_row, k, tile, first, soon)
+            elif left > FEW:
+                height = min(left, HALF)
+                half(at, row_offsets_within(a_row, HALF, height), a_col, b, b_row, k, tile, first, soon)
             else:
                 height = left
-                few(at, a_row, left, a_col, b, b_row, k, tile, first, soon)
+                few(at, row_offsets_within(a_row, FEW, left), a_col, b, b_row, k, tile, first, soon)
             if last:
                 call_epilogue(op, run, step, tile, width, i + r, j, height, cols)
             r += height

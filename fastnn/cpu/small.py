@@ -66,7 +66,7 @@ def make_tiles(height, vectors, plain):
 
 
 def make_columns(vectors, plain):
-    tall, four, two, one = (make_tiles(height, vectors, plain) for height in (TALL, 4, 2, 1))
+    tall, four, one = (make_tiles(height, vectors, plain) for height in (TALL, 4, 1))
 
     @device
     def columns(op, run, step, thread, j, cols):
@@ -74,8 +74,6 @@ def make_columns(vectors, plain):
             tall(op, run, step, thread, j, cols)
         elif op.m >= 4:
             four(op, run, step, thread, j, cols)
-        elif op.m >= 2:
-            two(op, run, step, thread, j, cols)
         else:
             one(op, run, step, thread, j, cols)
 
