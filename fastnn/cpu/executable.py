@@ -11,7 +11,7 @@ from fastnn.records import GEMM, RUN, SLOT
 
 __all__ = ["Executable", "allocate", "pad"]  # what a backend offers
 
-ALONE = 500_000  # floating-point operations of a step below which one thread is faster than a team
+ALONE = 3_000_000  # floating-point operations of a step below which one thread is faster than a team
 
 
 def pad(dtype: str) -> Callable[[int], int]:
