@@ -38,6 +38,7 @@ SHARES = 16  # of a single kernel's work (fastnn.cpu.crowd); always the same, fo
 TASKS = 8  # tasks for each thread, if a product is large enough: even shares even if a thread comes late
 SMALL = 1 << 14  # multiply-adds up to which fastnn.cpu.small is the fastest (16 x 16 x 16: 73 ns instead of 160)
 ROW = 1024  # elements: losses that are a mean over all elements take them in rows of this length
+FAR = 16 * target.caches()["L2"]  # bytes of an output that is streamed past the caches: see fastnn.cpu.spans
 NV = 2
 MR = {(512, 32): 14, (256, 16): 6, (128, 32): 12, (128, 16): 6}[CPU.simd_bits, CPU.registers]
 SIZES = {"float32": 4, "float64": 8}

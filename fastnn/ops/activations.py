@@ -4,6 +4,7 @@ import numpy as np
 
 from fastnn import _names
 from fastnn.cpu import immediate
+from fastnn.cpu.blocking import FAR
 from fastnn.cpu.calls import MAPS
 from fastnn.cpu.memory import address
 from fastnn.ops.arrays import check_out, common, floats, rows_of
@@ -24,6 +25,7 @@ def _map(kernel: str, x: object, out: np.ndarray | None, alpha: float = 0.0, nam
         target = np.empty(source.shape, source.dtype)
     if flat.size:
         values = {"x": address(flat), "y": address(target), "n": flat.size, "alpha": alpha}
+        values["far"] = target.nbytes >= FAR and target is not flat
         immediate.run(
             f"activations.{kernel}", flat.dtype, MAP, values, work=20.0 * flat.size, threads=get_num_threads()
         )
