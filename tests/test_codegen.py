@@ -239,6 +239,9 @@ NUMERIC = [  # tests that compare kernels with the reference, and whole training
     "test_vmath.py::test_special_values",
     "test_plan.py::test_padding_stays_zero",
     "test_gradients.py::test_every_activation_and_loss",
+    "test_batches.py::test_batches",
+    "test_direct.py::test_products_are_right_either_way",
+    "test_direct_losses.py::test_means_over_elements",
 ]
 
 

@@ -20,7 +20,7 @@ that name its kernels:
 Softmax is not element-wise: it has kernels over rows, at the end.
 """
 
-from fastnn.cpu import normal, vmath
+from fastnn.cpu import logarithms, normal, vmath
 from fastnn.cpu.blocking import MR, NV
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
@@ -270,12 +270,12 @@ def expm1(x, alpha):
 
 @device
 def log(x, alpha):
-    return vmath.log(x)
+    return logarithms.log(x)
 
 
 @device
 def log1p(x, alpha):
-    return vmath.log1p(x)
+    return logarithms.log1p(x)
 
 
 @device
@@ -285,7 +285,7 @@ def erf(x, alpha):
 
 @device
 def softplus(x, alpha):
-    return vmath.softplus(x)
+    return logarithms.softplus(x)
 
 
 @device

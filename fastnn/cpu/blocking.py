@@ -29,14 +29,14 @@ Panels of B, KC x NC.
 The numbers are measured: `docs/performance.md`.
 """
 
-import functools
-
 from fastnn.cpu import target
 
 CPU = target.host()
 SHARES = 16  # of a single kernel's work (fastnn.cpu.crowd); always the same, for the sake of threads that linger
 TASKS = 8  # tasks for each thread, if a product is large enough: even shares even if a thread comes late
-SMALL = 1 << 14  # multiply-adds up to which fastnn.cpu.small is the fastest (16 x 16 x 16: 73 ns instead of 160)
+# Multiply-adds up to which fastnn.cpu.small is faster: 16 x 16 x 16 takes 0.54 us there and 0.74 in fastnn.cpu.gemm,
+# 64 x 64 x 64 6.5 and 6.7, 128 x 128 x 128 as long.
+SMALL = 1_000_000
 ROW = 1024  # elements: losses that are a mean over all elements take them in rows of this length
 FAR = 16 * target.caches()["L2"]  # bytes of an output that is streamed past the caches: see fastnn.cpu.spans
 NV = 2
@@ -58,7 +58,6 @@ def depth(dtype: str, k: int) -> int:
     return -(-k // blocks) or 1
 
 
-@functools.cache
 def blocks(
     m: int, n: int, k: int, dtype: str, a_row: int, a_col: int, b_row: int, b_col: int, threads: int
 ) -> dict[str, int]:
@@ -72,16 +71,17 @@ def blocks(
     tiles, panels = -(-m // MR) or 1, -(-n // nr) or 1
     tasks = 1 if threads == 1 else TASKS * threads
     scattered = a_col != 1 or a_row * size % 4096 == 0  # rows that share few sets of the first-level cache
-    if panels == 1 or (tiles * MR * kc * size < l2 // 2 and k >= 6 * nr):
+    small_c = tiles * MR * n * size < l2 // 2
+    if panels == 1 or (tiles * MR * kc * size < l2 // 2 and (k >= 6 * nr or small_c)):
         # A, at least a block of k of it, stays in the second-level cache: one panel of B after the other, all rows.
-        # With a small k the traffic of C decides, so its rows should be written whole.
+        # With a small k and a large C the traffic of C decides, so its rows should be written whole.
         width = max(1, panels // tasks)
         parts = max(1, min(tiles // 8, tasks // panels))
         rows = block = -(-tiles // parts) * MR
         kept = 0
     else:
         width = min(panels, max(1, 2 * l2 // (kc * nr * size)))
-        block = max(1, min(l2 // 8 // (MR * kc * size), 4, tiles // tasks)) * MR
+        block = max(1, min(l2 // 8 // (MR * kc * size), 8, tiles // tasks)) * MR
         rows, kept = block, k
         if k * width * nr * size > 4 * l2:
             # A very deep product packs each block of B anew for each task, so tasks are large.
@@ -89,7 +89,7 @@ def blocks(
             rows, kept = max(1, min(most, -(-m // min(tasks, 2))) // block) * block, kc
     return {
         "pack": int(b_col != 1 or tiles > 4),
-        "copy": int(scattered and tiles > 8 and width > 2),
+        "copy": int(scattered and tiles > 16 and width > 2),
         "kc": kc,
         "panels": width,
         "rows": rows,

@@ -85,7 +85,7 @@ def _product(call: Call, slot: int, activation: tuple[str, float] | None, dtype:
     name, alpha = activation or ("linear", 0.0)
     kc, scratch = _scratch(dtype)
     kernels = {"tiled": "gemm.gemm", "rows": "gemv.gemv_rows", "columns": "gemv.gemv_columns"}
-    kernels["small"] = "small.product"
+    kernels["small"] = "small.fused" if activation else "small.plain"
     values = {field: loader.address(kernel, dtype) for field, kernel in kernels.items()}
     values |= {"batch": call.at(slot + 1), "dense": activation is not None, "kc": kc}
     PRODUCT.pack_into(call.view, slot, values)

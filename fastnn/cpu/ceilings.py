@@ -32,7 +32,7 @@ STEPS = 4_000_000  # updates of the tile in one run: 18 ms, hundreds of times as
 ARRAY = 256 << 20  # bytes of the arrays that are copied
 BLOCK = 1024  # elements of a piece of a copy: whole pages
 SAMPLES = 15
-SAME = (0,) * max(MR // 2, 1)  # strides of a column of A that is one number
+SAME = (0,) * MR  # where the rows of a column of A are that is one number
 
 
 @kernel(MAP)

@@ -31,12 +31,13 @@ from fastnn.cpu.simd import (
     load,
     load_first,
     load_tile,
-    multiples,
     offset,
     pointer_at,
     prefetch,
     prefetch_write,
     rank1,
+    row_offsets,
+    row_offsets_within,
     store,
     store_first,
     store_tile,
@@ -46,7 +47,6 @@ from fastnn.cpu.simd import (
 )
 from fastnn.records import GEMM
 
-HEIGHTS = (MR, *(h for h in (8, 4, 2, 1) if h < MR))  # rows of the tiles that cover a ragged end
 LINE = max(1, 512 // CPU.simd_bits)  # vectors in a cache line
 AHEAD = 8  # steps of k from the prefetch of a row of B to its use
 FAR_AHEAD = 32  # likewise where B may be far away
@@ -56,12 +56,11 @@ def make_tile(rows, vectors):
     """The micro-kernel for a tile of `rows` x `vectors` registers."""
 
     @device
-    def multiply(a, a_row, a_col, b, b_row, k, tile, first, soon):
-        # a: rows x k, strides a_row and a_col; b: k x NR, rows contiguous, stride b_row; tile: rows x NR, no gaps.
+    def multiply(a, offsets, a_col, b, b_row, k, tile, first, soon):
+        # a: rows at `offsets`, stride a_col along k; b: k x NR, rows contiguous, stride b_row; tile: rows x NR, no gaps
         # soon: the tile that comes next, if it has to be fetched, or null.  Half-way is the time for it.
         w = lanes(a)
         c = zeros_tile(a, rows, vectors) if first else load_tile(tile, rows, vectors)
-        a_rows = multiples(a_row, rows)
         p = 0
         stop = k if is_null(soon) else k // 2
         while True:
@@ -69,7 +68,7 @@ def make_tile(rows, vectors):
                 for v in range(0, vectors, LINE):
                     prefetch(b, (p + AHEAD) * b_row + v * w)
                 row = load_tile(offset(b, p * b_row), 1, vectors)
-                c = rank1(c, offset(a, p * a_col), a_rows, row)
+                c = rank1(c, offset(a, p * a_col), offsets, row)
                 p += 1
             if stop == k:
                 break
@@ -81,6 +80,28 @@ def make_tile(rows, vectors):
     return multiply
 
 
+def make_whole_tile(rows, vectors):
+    """The micro-kernel where all `rows` exist."""
+    multiply = make_tile(rows, vectors)
+
+    @device
+    def whole(a, a_row, a_col, b, b_row, k, tile, first, soon):
+        multiply(a, row_offsets(a_row, rows), a_col, b, b_row, k, tile, first, soon)
+
+    return whole
+
+
+def make_edge_tile(rows, vectors):
+    """The micro-kernel where there are only `count` of `rows` rows."""
+    multiply = make_tile(rows, vectors)
+
+    @device
+    def edge(a, a_row, count, a_col, b, b_row, k, tile, first, soon):
+        multiply(a, row_offsets_within(a_row, rows, count), a_col, b, b_row, k, tile, first, soon)
+
+    return edge
+
+
 def make_packing_tile(rows, vectors):
     """As `make_tile`, and copies B to `packed` (k x NR without gaps) on the way: it is in registers anyway."""
 
@@ -88,13 +109,13 @@ def make_packing_tile(rows, vectors):
     def multiply(a, a_row, a_col, b, b_row, k, tile, first, packed):
         w = lanes(a)
         c = zeros_tile(a, rows, vectors) if first else load_tile(tile, rows, vectors)
-        a_rows = multiples(a_row, rows)
+        offsets = row_offsets(a_row, rows)
         for p in range(k):
             for v in range(0, vectors, LINE):
                 prefetch(b, (p + FAR_AHEAD) * b_row + v * w)
             row = load_tile(offset(b, p * b_row), 1, vectors)
             store_tile(row, offset(packed, p * vectors * w))
-            c = rank1(c, offset(a, p * a_col), a_rows, row)
+            c = rank1(c, offset(a, p * a_col), offsets, row)
         store_tile(c, tile)
 
     return multiply
@@ -102,9 +123,10 @@ def make_packing_tile(rows, vectors):
 
 def make_block(vectors):
     """One block of k for all tiles of a task in one panel: `rows` x (vectors * lanes) of C."""
-    tiles = [make_tile(h, vectors) for h in HEIGHTS]
-    full, t8, t4, t2, t1 = [tiles[0]] * (5 - len(tiles)) + tiles
+    full = make_whole_tile(MR, vectors)
     packing = make_packing_tile(MR, vectors)
+    # A ragged end: as few tiles as possible, since each takes 4 cycles a step of k (the latency of its sums) at least.
+    most, half, few = (make_edge_tile(rows, vectors) for rows in (MR, min(8, MR), 4))
 
     @device
     def block(
@@ -127,18 +149,15 @@ def make_block(vectors):
             elif left >= MR:
                 height = MR
                 full(at, a_row, a_col, b, b_row, k, tile, first, soon)
-            elif left >= 8:
-                height = 8
-                t8(at, a_row, a_col, b, b_row, k, tile, first, soon)
-            elif left >= 4:
-                height = 4
-                t4(at, a_row, a_col, b, b_row, k, tile, first, soon)
-            elif left >= 2:
-                height = 2
-                t2(at, a_row, a_col, b, b_row, k, tile, first, soon)
+            elif left > 12:
+                height = left
+                most(at, a_row, left, a_col, b, b_row, k, tile, first, soon)
+            elif left > 4:
+                height = min(left, 8)
+                half(at, a_row, height, a_col, b, b_row, k, tile, first, soon)
             else:
-                height = 1
-                t1(at, a_row, a_col, b, b_row, k, tile, first, soon)
+                height = left
+                few(at, a_row, left, a_col, b, b_row, k, tile, first, soon)
             if last:
                 call_epilogue(op, run, step, tile, width, i + r, j, height, cols)
             r += height

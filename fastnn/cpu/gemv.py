@@ -5,7 +5,7 @@ use elements several times) does not fit.  Same record, same epilogues.
 """
 
 from fastnn.cpu.blocking import CPU
-from fastnn.cpu.gemm import make_tile
+from fastnn.cpu.gemm import make_whole_tile
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.ragged import load_before
 from fastnn.cpu.share import share, worker
@@ -25,8 +25,8 @@ from fastnn.records import GEMM
 
 WIDE = CPU.registers // 2  # vectors of C at once: long pieces of the rows of B, and sums enough to hide the latency
 
-row_wide = make_tile(1, WIDE)
-row_narrow = make_tile(1, 1)
+row_wide = make_whole_tile(1, WIDE)
+row_narrow = make_whole_tile(1, 1)
 
 
 @kernel(GEMM)

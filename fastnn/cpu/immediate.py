@@ -33,6 +33,7 @@ class _Memory(threading.local):
     def __init__(self) -> None:
         self.records = bytearray(2 * SLOT)
         self.op = ctypes.addressof(ctypes.c_char.from_buffer(self.records))
+        self.words = memoryview(self.records).cast("q")
         self.rate = np.zeros(1)
         self._run = bytearray(SLOT)
         self.run = ctypes.addressof(ctypes.c_char.from_buffer(self._run))
@@ -85,23 +86,38 @@ def lay_out(
     threads: int,
 ) -> tuple[Callable, int]:
     """Write the records of a product to `memory`; returns its kernel and the bytes of scratch a thread needs."""
-    size = out.itemsize
-    dtype = NAMES[size]
-    (m, k), n = a.shape, b.shape[1]
-    a_row, a_col, b_row, b_col, c_row, c_col = (s // size for s in (*a.strides, *b.strides, *out.strides))
+    strides = (*a.strides, *b.strides, *out.strides)
+    records, kernel, scratch = _layout(a.shape, b.shape[1], strides, out.itemsize, activation, alpha, threads)
+    memory.records[:] = records
+    words = memory.words
+    words[EPILOGUE] = memory.op + SLOT
+    words[A], words[B], words[C] = address(a), address(b), address(out)
+    words[BIAS] = 0 if bias is None else address(bias)
+    words[SCRATCH] = memory.scratch(scratch)
+    return kernel, scratch
+
+
+EPILOGUE, A, B, SCRATCH = (GEMM.offsets[field] // 8 for field in ("epilogue", "a", "b", "scratch"))
+C, BIAS = ((SLOT + FORWARD.offsets[field]) // 8 for field in ("c", "bias"))
+
+
+@functools.lru_cache(1024)
+def _layout(
+    shape: tuple[int, int], n: int, strides: tuple[int, ...], size: int, activation: str, alpha: float, threads: int
+) -> tuple[bytes, Callable, int]:
+    """The records of a product without its addresses, its kernel, and the bytes of scratch a thread needs."""
+    (m, k), dtype = shape, NAMES[size]
+    a_row, a_col, b_row, b_col, c_row, c_col = (s // size for s in strides)
     cut = blocking.blocks(m, n, k, dtype, a_row, a_col, b_row, b_col, threads)
     stride = blocking.scratch(dtype, cut)
     where, kernel = function(blocking.product(m, b_row, b_col, a_col), dtype)
-    epilogue = function(f"activations.{activation}_forward", dtype)[0]
-    values = {"a": address(a), "b": address(b), "m": m, "n": n, "k": k, "epilogue": memory.op + SLOT, **cut}
-    values["kernel"] = where
+    values = {"kernel": where, "m": m, "n": n, "k": k, **cut, "scratch_stride": stride}
     values |= {"a_row": a_row, "a_col": a_col, "b_row": b_row, "b_col": b_col}
-    values |= {"scratch": memory.scratch(stride * size), "scratch_stride": stride}
-    GEMM.pack_into(memory.records, 0, values)
-    values = {"kernel": epilogue, "c": address(out), "c_row": c_row, "c_col": c_col, "alpha": alpha}
-    values["bias"] = 0 if bias is None else address(bias)
-    FORWARD.pack_into(memory.records, 1, values)
-    return kernel, stride * size
+    records = bytearray(2 * SLOT)
+    GEMM.pack_into(records, 0, values)
+    epilogue = function(f"activations.{activation}_forward", dtype)[0]
+    FORWARD.pack_into(records, 1, {"kernel": epilogue, "c_row": c_row, "c_col": c_col, "alpha": alpha})
+    return bytes(records), kernel, stride * size
 
 
 def batch(a: np.ndarray, b: np.ndarray, out: np.ndarray, threads: int) -> None:
@@ -111,16 +127,12 @@ def batch(a: np.ndarray, b: np.ndarray, out: np.ndarray, threads: int) -> None:
     memory = MEMORY
     lead = out.shape[:-2]
     (m, k), n = a.shape[-2:], b.shape[-1]
-    if 2.0 * m * n * k >= TOGETHER:
-        for index in np.ndindex(lead):
-            gemm(a[index], b[index], out[index], None, "linear", 0.0, threads)
-        return
     first = (0,) * len(lead)
     _, stride = lay_out(memory, a[first], b[first], out[first], None, "linear", 0.0, 1)
     scratch = memory.scratch(stride * blocking.SHARES)
     product = np.frombuffer(memory.records, GEMM.dtype, 1)[0]
     if m * n * k <= blocking.SMALL and b.strides[-1] == out.strides[-1] == out.itemsize:
-        product["kernel"] = function("small.product", NAMES[out.itemsize])[0]
+        product["kernel"] = function("small.plain", NAMES[out.itemsize])[0]
     pairs = memory.records * blocking.SHARES
     axes = np.array([lead, a.strides[:-2], b.strides[:-2], out.strides[:-2]], np.int64).T[::-1].copy()
     where, kernel = function("batch.batch", NAMES[out.itemsize])

@@ -10,11 +10,12 @@ Columns beyond `cols` are padding: read, never written.
 """
 
 from fastnn.cpu.jit import device, kernel
+from fastnn.cpu.logarithms import log1p_unit
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
 from fastnn.cpu.simd import absolute, is_null, keep_first, lanes, muladd, offset, select, splat, sum_lanes
 from fastnn.cpu.softmax import row_max, softmax_row
-from fastnn.cpu.vmath import exp_above, log1p_unit, sigmoid
+from fastnn.cpu.vmath import exp_below_top, sigmoid
 from fastnn.records import LOSS
 
 
@@ -88,7 +89,7 @@ def sigmoid_crossentropy(op, run, step, thread):
             x = load_before(z, c, op.cols)
             tv = load_before(t, c, op.cols)
             y = sigmoid(x)
-            e = exp_above(-absolute(x))  # as in sigmoid: it is computed once
+            e = exp_below_top(-absolute(x))  # as in sigmoid: it is computed once
             positive = select(x < 0, 0, x)
             total = total + keep_first(positive - x * tv + log1p_unit(e), op.cols - c)
             store_before(p, c, op.cols, y)

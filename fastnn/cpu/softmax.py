@@ -6,8 +6,8 @@ finds the maximum, one makes exponentials and their sum, one divides.  In float3
 takes 85; rows of 100 take 40 (NumPy 195).
 """
 
-from fastnn.cpu import vmath
 from fastnn.cpu.jit import device
+from fastnn.cpu.logarithms import log
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.simd import (
     first_lane,
@@ -26,6 +26,7 @@ from fastnn.cpu.simd import (
     transpose_block,
     transpose_corner,
 )
+from fastnn.cpu.vmath import BOTTOM, exp_below_top
 
 SHORT = 2  # vectors of a row that is transposed at most
 
@@ -40,7 +41,7 @@ def larger(a, b):
 def row_max(x, cols):
     """The largest element of a row."""
     w = lanes(x)
-    a = vmath.BOTTOM(splat(x, 0.0))
+    a = BOTTOM(splat(x, 0.0))
     b = a
     i = 0
     while i + 2 * w <= cols:
@@ -48,7 +49,7 @@ def row_max(x, cols):
         b = larger(load(x, i + w), b)
         i += 2 * w
     while i < cols:
-        b = larger(select(first_lanes(b, cols - i), load_before(x, i, cols), vmath.BOTTOM(b)), b)
+        b = larger(select(first_lanes(b, cols - i), load_before(x, i, cols), BOTTOM(b)), b)
         i += w
     return max_lanes(larger(a, b))
 
@@ -61,11 +62,11 @@ def softmax_row(x, y, cols, top):
     whole = cols - rest
     # Lanes beyond the row are given exp(0): what underflows takes the CPU 150 cycles.
     inside = first_lanes(splat(x, 0.0), rest)
-    last = vmath.exp_above(select(inside, load_first(x, whole, rest) - top, 0.0))
+    last = exp_below_top(select(inside, load_first(x, whole, rest) - top, 0.0))
     last = select(inside, last, 0.0)
     total = last
     for i in range(0, whole, w):
-        e = vmath.exp_above(load(x, i) - top)
+        e = exp_below_top(load(x, i) - top)
         total = total + e
         store(y, i, e)
     total = splat(x, sum_lanes(total))
@@ -73,7 +74,7 @@ def softmax_row(x, y, cols, top):
     for i in range(0, whole, w):
         store(y, i, load(y, i) * scale)
     store_first(y, whole, rest, last * scale)
-    return first_lane(vmath.log(total))
+    return first_lane(log(total))
 
 
 @device
@@ -99,12 +100,12 @@ def softmax_columns(x, y, ld, rows, cols, memory, block):
     w = lanes(x)
     for j in range(0, cols, w):
         transpose_corner(offset(x, j), ld, rows, min(w, cols - j), offset(memory, j * w), w)
-    top = vmath.BOTTOM(splat(x, 0.0))
+    top = BOTTOM(splat(x, 0.0))
     for j in range(cols):
         top = larger(load(memory, j * w), top)
     total = splat(x, 0.0)
     for j in range(cols):
-        e = vmath.exp_above(load(memory, j * w) - top)
+        e = exp_below_top(load(memory, j * w) - top)
         total = total + e
         store(memory, j * w, e)
     scale = 1.0 / total

@@ -51,6 +51,14 @@ def matmul(a: object, b: object, out: np.ndarray | None = None) -> np.ndarray:
     if done is not None:
         return done
     x, w = common(floats(a, "a"), floats(b, "b"))
+    if x.ndim == w.ndim == 2 and x.shape[1] == w.shape[0]:  # the usual case, at once
+        result, target = _targets(out, (x.shape[0], w.shape[1]), x, w)
+        if result.size:
+            immediate.gemm(x, w, target, None, "linear", 0.0, get_num_threads())
+            PRODUCTS.learn(None, x.dtype)
+        if target is not result:
+            result[...] = target
+        return result
     if x.ndim == 0 or w.ndim == 0:
         raise ValueError(f"matmul takes arrays of at least one dimension, got shapes {x.shape} and {w.shape}")
     rows = x[np.newaxis] if x.ndim == 1 else x

@@ -86,8 +86,9 @@ from fastnn.cpu.simd.references import (
 from fastnn.cpu.simd.stack import stack
 from fastnn.cpu.simd.tiles import (
     load_tile,
-    multiples,
     rank1,
+    row_offsets,
+    row_offsets_within,
     store_rows,
     store_tile,
     transpose_block,
@@ -138,7 +139,6 @@ __all__ = [
     "local_words",
     "max_lanes",
     "muladd",
-    "multiples",
     "offset",
     "pause",
     "pieces",
@@ -150,6 +150,8 @@ __all__ = [
     "record_at",
     "reference",
     "restore_mode",
+    "row_offsets",
+    "row_offsets_within",
     "scalar_like",
     "scale",
     "select",

@@ -2,7 +2,6 @@
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastnn.cpu.simd.vectors import llvm_type, vec
@@ -15,7 +14,8 @@ def stack(typingctx, like, blocks):
     block = ir.ArrayType(llvm_type(like.dtype), lanes * lanes * blocks.literal_value)
 
     def codegen(context, builder, sig, args):
-        memory = cgutils.alloca_once(builder, block)
+        with builder.goto_entry_block():
+            memory = builder.alloca(block)
         memory.align = 64
         return builder.bitcast(memory, context.get_value_type(sig.return_type))
 

@@ -44,32 +44,53 @@ def load_tile(typingctx, memory, rows, vectors):
     return ty(memory, rows, vectors), codegen
 
 
-@intrinsic(prefer_literal=True)
-def multiples(typingctx, stride, rows):
-    """The odd multiples of `stride` from which `rank1` addresses `rows` rows, kept in registers.
+def _hidden(builder, value):
+    """`value`, of which LLVM does not know how it came about."""
+    return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value], False)
 
-    LLVM is not told what they are.  If it knew, it would get each row's address by adding the stride to the one
-    before; the chain of additions takes as long as the arithmetic, so loads could not run ahead and hide the latency
-    of the second-level cache.
+
+@intrinsic(prefer_literal=True)
+def row_offsets(typingctx, stride, rows):
+    """Where each of `rows` (a constant) rows of A starts, for `rank1`.
+
+    LLVM is not told that they are evenly spaced.  If it knew, it would get each address by adding the stride to the one
+    before; the chain of additions takes as long as the multiply-adds, so loads could not run ahead and hide the latency
+    of the second-level cache.  Odd multiples are kept in registers; 2, 4 and 8 times these are part of an address.
     """
-    odd = range(1, rows.literal_value, 2)
-    ty = types.UniTuple(types.intp, max(len(odd), 1))
+    ty = types.UniTuple(types.intp, rows.literal_value)
 
     def codegen(context, builder, sig, args):
-        hidden = ir.FunctionType(I64, [I64])
-        result = ir.Constant(context.get_value_type(ty), ir.Undefined)
+        offsets = ir.Constant(context.get_value_type(ty), ir.Undefined)
+        odd = {}
         for i in range(ty.count):
-            value = builder.mul(args[0], I64(2 * i + 1))
-            value = builder.asm(hidden, "", "=r,0", [value], False)
-            result = builder.insert_value(result, value, i)
-        return result
+            power = i & -i or 1
+            if i // power not in odd:
+                odd[i // power] = _hidden(builder, builder.mul(args[0], I64(i // power))) if i else I64(0)
+            offsets = builder.insert_value(offsets, builder.mul(odd[i // power], I64(power)), i)
+        return offsets
 
     return ty(stride, rows), codegen
 
 
+@intrinsic(prefer_literal=True)
+def row_offsets_within(typingctx, stride, rows, count):
+    """As `row_offsets`; from row `count` on the last row again, which is then computed for nothing but safely."""
+    ty = types.UniTuple(types.intp, rows.literal_value)
+
+    def codegen(context, builder, sig, args):
+        offsets = ir.Constant(context.get_value_type(ty), ir.Undefined)
+        last = builder.sub(args[2], I64(1))
+        for i in range(ty.count):
+            row = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last)
+            offsets = builder.insert_value(offsets, _hidden(builder, builder.mul(args[0], row)), i)
+        return offsets
+
+    return ty(stride, rows, types.intp), codegen
+
+
 @intrinsic
-def rank1(typingctx, tile, a, a_rows, row):
-    """``tile[i, j] += a[i] * row[j]``: a column of A (see `multiples`) times a row of B, fully unrolled.
+def rank1(typingctx, tile, a, offsets, row):
+    """``tile[i, j] += a[offsets[i]] * row[j]``: a column of A times a row of B, fully unrolled.
 
     The unrolling happens here and not in a Numba loop because LLVM promotes the tile to registers before it unrolls
     loops (a tile in memory runs at a twentieth of the speed).
@@ -77,25 +98,19 @@ def rank1(typingctx, tile, a, a_rows, row):
     ty, columns = tile.dtype, row.count
 
     def codegen(context, builder, sig, args):
-        tile, a, a_rows, row = args
+        tile, a, offsets, row = args
         vector = llvm_type(ty)
-        size = ty.scalar.bitwidth // 8
         name = f"llvm.fmuladd.{suffix(vector)}"
-        for i in range(sig.args[0].count // columns):
-            at = a
-            if i:
-                scale = i & -i
-                at = builder.gep(a, [builder.mul(builder.extract_value(a_rows, i // scale // 2), I64(scale))])
-            x = splat_scalar(builder, builder.load(at, align=size), ty.lanes)
+        for i in range(sig.args[2].count):
+            at = builder.gep(a, [builder.extract_value(offsets, i)])
+            x = splat_scalar(builder, builder.load(at, align=ty.scalar.bitwidth // 8), ty.lanes)
             for j in range(columns):
                 q = i * columns + j
-                y = builder.extract_value(row, j)
-                tile = builder.insert_value(
-                    tile, call_intrinsic(builder, name, vector, [x, y, builder.extract_value(tile, q)]), q
-                )
+                factors = [x, builder.extract_value(row, j), builder.extract_value(tile, q)]
+                tile = builder.insert_value(tile, call_intrinsic(builder, name, vector, factors), q)
         return tile
 
-    return tile(tile, a, a_rows, row), codegen
+    return tile(tile, a, offsets, row), codegen
 
 
 @intrinsic
