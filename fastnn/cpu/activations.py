@@ -290,7 +290,7 @@ def softplus(x, alpha):
 
 @device
 def softplus_prime(y, alpha):
-    return -vmath.expm1(-y)
+    return vmath.one_minus_exp(y)
 
 
 @device
