@@ -344,4 +344,5 @@ def softmax_gradient(op, run, step, thread):
         s, g, y = offset(op.x, r * op.ld), offset(op.g, r * op.ld), offset(op.y, r * op.ld)
         mean = row_dot(s, g, op.cols)
         for i in range(0, op.cols, w):
+            prefetch_write(y, i + AHEAD * w)
             store_before(y, i, op.cols, load_before(s, i, op.cols) * (load_before(g, i, op.cols) - mean))

@@ -235,7 +235,7 @@ def expm1_scaled(x, shift, one):
 
 @device
 def expm1(x):
-    """e^x - 1.  At most 1.30 ulp in float32, 1.74 in float64."""
+    """e^x - 1.  At most 1.55 ulp in float32, 1.88 in float64."""
     z = select(x > EXP_TOP(x), EXP_TOP(x), x)
     half = expm1_scaled(z, 1.0, 0.5)  # because 2^128 is out of range where e^x is not
     return copysign(half + half, x)
@@ -243,8 +243,8 @@ def expm1(x):
 
 @device
 def one_minus_exp(y):
-    """1 - e^-y for y >= 0.  Errors are those of `expm1`."""
-    return absolute(expm1_scaled(-y, 0.0, 1.0))
+    """1 - e^-y, as accurate as `expm1`, for y not below -`EXP_TOP`."""
+    return 0.0 - expm1_scaled(-y, 0.0, 1.0)  # 0 for 0, where a minus sign would make -0
 
 
 @device
@@ -269,7 +269,7 @@ def sigmoid(x):
 def tanh(x):
     """m / (m + 2) with m = e^(2 |x|) - 1, odd; in float32 with AVX-512 a polynomial for each of 32 intervals.
 
-    At most 1.77 ulp in float32, 1.56 in float64.
+    At most 1.77 ulp in float32, 1.89 in float64.
     """
     z = absolute(x)
     if has_pieces(x):
@@ -300,9 +300,9 @@ def divide_by_root(m, v, epsilon):
     """m / (sqrt(v) + epsilon) for finite m and v >= 0, as Adam needs it.  At most 2.21 ulp, as with correctly
     rounded operations: three roundings follow each other.
 
-    Where the CPU has estimates of 14 bits, one step of Newton's iteration each makes the root and the quotient of them:
-    8 multiply-adds instead of a square root and a division (AVX-512, data in the second-level cache: 5.4 ns a vector,
-    all of Adam included, instead of 6.6).
+    Where the CPU has estimates (AVX-512), one step of Newton's iteration each makes the root and the quotient of them:
+    multiply-adds instead of a square root and a division.  All of Adam, data in the second-level cache: 5.4 ns a vector
+    instead of 6.6 in float32, 6.1 instead of 11.5 in float64.
     """
     if not estimates(v):
         return m / (sqrt(v) + epsilon)
