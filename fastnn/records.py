@@ -113,7 +113,16 @@ UPDATE = Record(  # one optimizer update of p by the gradient
 # --- row and element-wise kernels ------------------------------------------------------------------------------
 
 MAP = Record(  # y = f(x), element by element
-    "map", x="T*", y="T*", g="T*", n="int", alpha="float", rows="int", cols="int", ld="int"
+    "map",
+    x="T*",
+    y="T*",
+    g="T*",
+    n="int",
+    alpha="float",
+    rows="int",
+    cols="int",
+    ld="int",
+    far="int",  # 1: y is so large that nobody will find it in a cache
 )
 GATHER = Record(  # out[r] = scale * x[index[r]] + offset
     "gather",

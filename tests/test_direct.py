@@ -141,7 +141,7 @@ def test_which_maps_are_direct(name, dtype):
         "empty": np.ones((0, 3), dtype),
         "list": [1.0],
         "integers": np.ones(3, int),
-        "large": np.ones(calls.SMALL + 1, dtype),
+        "large": np.ones(calls.SMALL_MAP + 1, dtype),
         "subclass": np.ones(3, dtype).view(Sub),
     }[name]
     result = taken(calls.MAPS, "relu_map", x, None, 0.0, None)

@@ -1,12 +1,16 @@
 """out= of the NumPy-level functions: NumPy's semantics, in-place and overlapping operands."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import reference as ref
 
 import fastnn
+from fastnn.cpu import immediate
+from fastnn.cpu.calls import SMALL_MAP
+from fastnn.ops import activations
 
 UNARY = ["relu", "leaky_relu", "sigmoid", "tanh", "softmax", "exp", "expm1", "log", "log1p", "erf", "softplus", "gelu"]
 DERIVATIVES = [
@@ -128,3 +132,21 @@ def test_overlapping_out_is_right_or_refused(name, overlap):
         np.testing.assert_array_equal(x, x0)
     else:
         np.testing.assert_allclose(out, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_outputs_that_no_cache_holds(in_place, monkeypatch):
+    """Streamed past the caches, but not where they are the input, which has been read into them."""
+    seen = []
+
+    def run(name, dtype, record, values, **how):
+        seen.append(values["far"])
+        immediate.run(name, dtype, record, values, **how)
+
+    monkeypatch.setattr(activations, "FAR", 1 << 20)
+    monkeypatch.setattr(activations, "immediate", SimpleNamespace(run=run))
+    x = np.linspace(-3, 3, SMALL_MAP + 1, dtype=np.float32)
+    expected = np.maximum(x, 0)
+    result = fastnn.relu(x, out=x) if in_place else fastnn.relu(x)
+    np.testing.assert_array_equal(result, expected)
+    assert seen == [not in_place]

@@ -7,6 +7,7 @@ Everything here runs on the CPU that Numba's settings name, so that the AVX2 and
 """
 
 import ctypes
+import itertools
 import mmap
 import os
 
@@ -284,6 +285,22 @@ def test_ragged_lengths(kernel, dtype):
             call(kernel, record(MAP, x=x, y=y, n=n), dtype, threads=threads)
             np.testing.assert_array_equal(y[0], whole[:n])
             assert untouched(memory)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("far", [0, 1])
+def test_outputs_start_anywhere(far, dtype):
+    """Every place within a cache line; stored, and streamed past the caches."""
+    x = np.random.default_rng(6).standard_normal(300).astype(dtype)
+    whole = apply("sigmoid_map", x)
+    lines = np.empty(400 * x.itemsize + 64, np.uint8)
+    aligned = lines[-lines.ctypes.data % 64 :][: 400 * x.itemsize].view(dtype)
+    for start, n, threads in itertools.product(range(64 // x.itemsize), (1, 5, 64, 70, 299), (1, 2, 3, 16)):
+        aligned[:] = GUARD
+        op = record(MAP, x=x, y=aligned[start:], n=n, far=far)
+        call("sigmoid_map", op, dtype, threads=threads)
+        np.testing.assert_array_equal(aligned[start : start + n], whole[:n])
+        assert np.all(np.delete(aligned, np.s_[start : start + n]) == GUARD)
 
 
 def between_unreadable_pages(n, dtype, *, at_end):

@@ -25,8 +25,24 @@ from fastnn.cpu.blocking import MR, NV
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
-from fastnn.cpu.simd import is_null, lanes, load, offset, select, splat, stack, store
+from fastnn.cpu.simd import (
+    is_null,
+    lanes,
+    load,
+    load_first,
+    offset,
+    prefetch,
+    prefetch_write,
+    select,
+    settle,
+    splat,
+    stack,
+    store,
+    store_first,
+    stream,
+)
 from fastnn.cpu.softmax import SHORT, row_dot, row_max, softmax_columns, softmax_row
+from fastnn.cpu.spans import AHEAD, span, unaligned
 from fastnn.records import BACKWARD, FORWARD, MAP
 
 # --- from functions of a vector to kernels ------------------------------------------------------------------------
@@ -82,18 +98,48 @@ def backward(slope):
     return apply
 
 
-BLOCK = 64  # elements: whole vectors and whole cache lines, so that no two threads write the same line
+@device
+def leave(y, i):
+    """What is streamed is not fetched first."""
+
+
+def sweep(f, put, fetch):
+    """``y = f(x)`` for whole vectors, two a turn; `put` stores one, `fetch` prepares for it.  Returns where it ends."""
+
+    @device
+    def apply(x, y, i, end, alpha):
+        w = lanes(x)
+        while i + 2 * w <= end:
+            for j in range(i, i + 2 * w, w):
+                prefetch(x, j + AHEAD * w)
+                fetch(y, j + AHEAD * w)
+                put(y, j, f(load(x, j), alpha))
+            i += 2 * w
+        return i
+
+    return apply
 
 
 def elementwise(f):
-    """``y = f(x)`` for n contiguous elements; y may be x."""
+    """``y = f(x)`` for n contiguous elements; y may be x, unless it is `far`."""
+    near, far = sweep(f, store, prefetch_write), sweep(f, stream, leave)
 
     @kernel(MAP)
     def apply(op, run, step, thread):
-        first, last = share((op.n + BLOCK - 1) // BLOCK, thread, run.threads)
-        end = min(last * BLOCK, op.n)
-        for i in range(first * BLOCK, end, lanes(op.x)):
-            store_before(op.y, i, end, f(load_before(op.x, i, end), op.alpha))
+        x, y, alpha = op.x, op.y, op.alpha
+        i, end = span(y, op.n, thread, run.threads)
+        head = unaligned(y, i, end)
+        if head > 0:
+            store_first(y, i, head, f(load_first(x, i, head), alpha))
+            i += head
+        if op.far:
+            i = far(x, y, i, end, alpha)
+            settle()
+        else:
+            i = near(x, y, i, end, alpha)
+        while i < end:
+            store_before(y, i, end, f(load_before(x, i, end), alpha))
+            i += lanes(x)
 
     return apply
 
@@ -244,7 +290,7 @@ def softplus(x, alpha):
 
 @device
 def softplus_prime(y, alpha):
-    return -vmath.expm1(-y)
+    return vmath.one_minus_exp(y)
 
 
 @device
@@ -298,4 +344,5 @@ def softmax_gradient(op, run, step, thread):
         s, g, y = offset(op.x, r * op.ld), offset(op.g, r * op.ld), offset(op.y, r * op.ld)
         mean = row_dot(s, g, op.cols)
         for i in range(0, op.cols, w):
+            prefetch_write(y, i + AHEAD * w)
             store_before(y, i, op.cols, load_before(s, i, op.cols) * (load_before(g, i, op.cols) - mean))

@@ -38,6 +38,7 @@ TASKS = 8  # tasks for each thread, if a product is large enough: even shares ev
 # 64 x 64 x 64 6.5 and 6.7, 128 x 128 x 128 as long.
 SMALL = 1_000_000
 ROW = 1024  # elements: losses that are a mean over all elements take them in rows of this length
+FAR = 16 * target.caches()["L2"]  # bytes of an output that is streamed past the caches: see fastnn.cpu.spans
 NV = 2
 MR = {(512, 32): 14, (256, 16): 6, (128, 32): 12, (128, 16): 6}[CPU.simd_bits, CPU.registers]
 SIZES = {"float32": 4, "float64": 8}

@@ -10,7 +10,8 @@ FMA peak.
 
 Copy bandwidth.
     Arrays that no cache holds, counted as bytes read plus bytes written: the better of ordinary stores, for which the
-    CPU fetches each line before it is overwritten, and of streaming stores, which save that.
+    CPU fetches each line before it is overwritten, and of streaming stores, which save that.  Both prefetch what they
+    read: across pages the CPU does not (one thread: 23 GB/s become 33).
 """
 
 import ctypes
@@ -25,7 +26,8 @@ from fastnn.cpu.blocking import CPU, MR, NV
 from fastnn.cpu.jit import kernel
 from fastnn.cpu.memory import address, allocate
 from fastnn.cpu.share import share
-from fastnn.cpu.simd import lanes, load, load_tile, offset, rank1, settle, store, store_tile, stream
+from fastnn.cpu.simd import lanes, load, load_tile, offset, prefetch, rank1, settle, store, store_tile, stream
+from fastnn.cpu.spans import AHEAD
 from fastnn.records import MAP, RUN, SLOT
 
 STEPS = 4_000_000  # updates of the tile in one run: 18 ms, hundreds of times as long as it takes to start a team
@@ -53,6 +55,7 @@ def make_copy(put):
     def copy(op, run, step, thread):
         first, last = share(op.n // BLOCK, thread, run.threads)
         for i in range(first * BLOCK, last * BLOCK, lanes(op.x)):
+            prefetch(op.x, i + AHEAD * lanes(op.x))
             put(op.y, i, load(op.x, i))
         settle()
 

@@ -15,7 +15,7 @@ from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
 from fastnn.cpu.simd import absolute, is_null, keep_first, lanes, muladd, offset, select, splat, sum_lanes
 from fastnn.cpu.softmax import row_max, softmax_row
-from fastnn.cpu.vmath import exp_below_top
+from fastnn.cpu.vmath import exp_below_top, sigmoid
 from fastnn.records import LOSS
 
 
@@ -88,9 +88,8 @@ def sigmoid_crossentropy(op, run, step, thread):
         for c in range(0, op.cols, w):
             x = load_before(z, c, op.cols)
             tv = load_before(t, c, op.cols)
-            e = exp_below_top(-absolute(x))  # in (0, 1]: no overflow for any logit
-            # sigmoid and log1p share e.
-            y = select(x < 0, e, 1) / (e + 1)
+            y = sigmoid(x)
+            e = exp_below_top(-absolute(x))  # as in sigmoid: it is computed once
             positive = select(x < 0, 0, x)
             total = total + keep_first(positive - x * tv + log1p_unit(e), op.cols - c)
             store_before(p, c, op.cols, y)

@@ -6,8 +6,8 @@ epilogue the gradient is the tile of a product that is still in the first-level 
 
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
-from fastnn.cpu.share import share
-from fastnn.cpu.simd import lanes, load, muladd, offset, prefetch_write, splat, store
+from fastnn.cpu.simd import lanes, load, muladd, offset, prefetch, prefetch_write, splat, store
+from fastnn.cpu.spans import AHEAD, span, unaligned
 from fastnn.cpu.vmath import divide_by_root
 from fastnn.records import UPDATE
 
@@ -102,22 +102,35 @@ def make_epilogue(constants, update, states):
 def make_flat(constants, update, states):
     """The update of ``p[:n]`` by ``g[:n]``."""
 
+    @device
+    def at(i, end, c, p, s0, s1, g):
+        gradient = load_before(g, i, end)
+        m = load_before(s0, i, end) if states > 0 else gradient
+        v = load_before(s1, i, end) if states > 1 else gradient
+        new, m, v = update(c, load_before(p, i, end), m, v, gradient)
+        store_before(p, i, end, new)
+        if states > 0:
+            store_before(s0, i, end, m)
+        if states > 1:
+            store_before(s1, i, end, v)
+
     @kernel(UPDATE)
     def apply(op, run, step, thread):
-        w = lanes(op.p)
-        c = constants(op, run.rate[step], op.p)
-        p, s0, s1, g, n = op.p, op.s0, op.s1, op.g, op.n
-        first, last = share((n + w - 1) // w, thread, run.threads)
-        for k in range(first * w, min(last * w, n), w):
-            gradient = load_before(g, k, n)
-            m = load_before(s0, k, n) if states > 0 else gradient
-            v = load_before(s1, k, n) if states > 1 else gradient
-            new, m, v = update(c, load_before(p, k, n), m, v, gradient)
-            store_before(p, k, n, new)
+        p, s0, s1, g = op.p, op.s0, op.s1, op.g
+        c = constants(op, run.rate[step], p)
+        i, end = span(p, op.n, thread, run.threads)
+        head = unaligned(p, i, end)
+        if head > 0:
+            at(i, i + head, c, p, s0, s1, g)
+        for k in range(i + head, end, lanes(p)):
+            ahead = k + AHEAD * lanes(p)
+            prefetch(g, ahead)
+            prefetch_write(p, ahead)
             if states > 0:
-                store_before(s0, k, n, m)
+                prefetch_write(s0, ahead)
             if states > 1:
-                store_before(s1, k, n, v)
+                prefetch_write(s1, ahead)
+            at(k, end, c, p, s0, s1, g)
 
     return apply
 

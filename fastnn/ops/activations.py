@@ -4,6 +4,7 @@ import numpy as np
 
 from fastnn import _names
 from fastnn.cpu import immediate
+from fastnn.cpu.blocking import FAR
 from fastnn.cpu.calls import MAPS
 from fastnn.cpu.memory import address
 from fastnn.ops.arrays import check_out, common, floats, rows_of
@@ -24,6 +25,7 @@ def _map(kernel: str, x: object, out: np.ndarray | None, alpha: float = 0.0, nam
         target = np.empty(source.shape, source.dtype)
     if flat.size:
         values = {"x": address(flat), "y": address(target), "n": flat.size, "alpha": alpha}
+        values["far"] = target.nbytes >= FAR and target is not flat
         immediate.run(
             f"activations.{kernel}", flat.dtype, MAP, values, work=20.0 * flat.size, threads=get_num_threads()
         )
@@ -230,16 +232,15 @@ def softmax(x: object, out: np.ndarray | None = None) -> np.ndarray:
         raise ValueError("softmax needs at least one dimension, got a single number")
     result = np.empty(source.shape, source.dtype) if out is None else check_out(out, source.shape, source.dtype)
     flat = np.ascontiguousarray(source)
-    target = np.empty(source.shape, source.dtype)
+    target = result if out is None else np.empty(source.shape, source.dtype)
     if flat.size:
         values = {"x": address(flat), "y": address(target), **rows_of(flat)}
         immediate.run(
             "activations.softmax_rows", flat.dtype, MAP, values, work=30.0 * flat.size, threads=get_num_threads()
         )
         MAPS.learn("softmax_rows", flat.dtype)
-    if out is None:
-        return target
-    result[...] = target
+    if target is not result:
+        result[...] = target
     return result
 
 
@@ -363,14 +364,13 @@ def softmax_derivative(y: object, grad: object, out: np.ndarray | None = None) -
         raise ValueError(f"y and grad must have the same shape of at least one dimension, got {s.shape} and {g.shape}")
     result = np.empty(s.shape, s.dtype) if out is None else check_out(out, s.shape, s.dtype)
     s, g = np.ascontiguousarray(s), np.ascontiguousarray(g)
-    target = np.empty(s.shape, s.dtype)
+    target = result if out is None else np.empty(s.shape, s.dtype)
     if s.size:
         values = {"x": address(s), "g": address(g), "y": address(target), **rows_of(s)}
         immediate.run(
             "activations.softmax_gradient", s.dtype, MAP, values, work=5.0 * s.size, threads=get_num_threads()
         )
         MAPS.learn("softmax_gradient", s.dtype)
-    if out is None:
-        return target
-    result[...] = target
+    if target is not result:
+        result[...] = target
     return result

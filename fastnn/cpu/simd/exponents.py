@@ -107,8 +107,21 @@ def table(float32, float64):
     return look_up
 
 
+PIECES = 32
+
+
+@intrinsic
+def has_pieces(typingctx, x):
+    """Whether two registers of the CPU hold a number for each of the `pieces` (a constant)."""
+
+    def codegen(context, builder, sig, args):
+        return I1(_is_wide(x) and 2 * x.lanes >= PIECES)
+
+    return types.boolean(x), codegen
+
+
 def pieces(polynomials):
-    """Polynomials (32 of float32, lowest power first) as a function of integers that tell which, and of x."""
+    """Polynomials (`PIECES` of float32, lowest power first) as a function of integers that tell which, and of x."""
     columns = list(zip(*polynomials, strict=True))
 
     @intrinsic
