@@ -37,6 +37,7 @@ TASKS = 8  # tasks for each thread, if a product is large enough: even shares ev
 # Multiply-adds up to which fastnn.cpu.small is faster: 16 x 16 x 16 takes 0.54 us there and 0.74 in fastnn.cpu.gemm,
 # 64 x 64 x 64 6.5 and 6.7, 128 x 128 x 128 as long.
 SMALL = 1_000_000
+SMALL_ROW = 1024  # likewise for one row, above which fastnn.cpu.gemv is faster
 ROW = 1024  # elements: losses that are a mean over all elements take them in rows of this length
 FAR = 16 * target.caches()["L2"]  # bytes of an output that is streamed past the caches: see fastnn.cpu.spans
 NV = 2
@@ -79,8 +80,12 @@ def blocks(
         parts = max(1, min(tiles // 8, tasks // panels))
         rows = block = -(-tiles // parts) * MR
         kept = 0
+        if tiles == 1 and b_col == 1 and b_row * size >= 4096 and k * n * size > l2:
+            # B is read once, from memory.  A panel's rows lie on as many pages; so few of them at a time, for many
+            # panels: 10 x 784 x 10000 at 70 GFLOP/s instead of 50.
+            kc, width = min(k, 64), max(1, l2 // 4 // (2 * MR * nr * size))
         if k > kc:  # all tiles of a task wait for the next block of k
-            width = max(1, min(width, 2 * l2 // (rows * nr * size)))
+            width = max(1, min(width, panels, 2 * l2 // (rows * nr * size)))
     else:
         width = min(panels, max(1, 2 * l2 // (kc * nr * size)))
         block = max(1, min(l2 // 8 // (MR * kc * size), 8, tiles // tasks)) * MR

@@ -12,7 +12,7 @@ threads.
 from numba.types import float64 as FLOAT64
 
 from fastnn.cpu.batch import as_forward, as_gemm, as_run, products
-from fastnn.cpu.blocking import MR, SMALL
+from fastnn.cpu.blocking import MR, SMALL, SMALL_ROW
 from fastnn.cpu.jit import device, entry
 from fastnn.cpu.objects import (
     ALIGNED,
@@ -279,10 +279,10 @@ def product(own, arguments, count):
     gemm.partial = MR if deep == 1 else gemm.rows + MR
     gemm.pack = gemm.b_col != 1 or m > 4 * MR
     gemm.kernel = own_product.tiled
-    if m * n * k <= SMALL and gemm.b_col == 1 and (forward.c_col == 1 or own_product.dense):
-        gemm.kernel = own_product.small
-    elif m == 1 and gemm.b_col == 1:
+    if m == 1 and gemm.b_col == 1 and k * n > SMALL_ROW:
         gemm.kernel = own_product.rows
+    elif m * n * k <= SMALL and gemm.b_col == 1 and (forward.c_col == 1 or own_product.dense):
+        gemm.kernel = own_product.small
     elif m == 1 and gemm.b_row == 1 and gemm.a_col == 1:
         gemm.kernel = own_product.columns
     products(op, 0, op.count, 0)

@@ -16,8 +16,8 @@ record names.  A is read in place, or block by block from a copy where it is too
 read in place where its rows are contiguous and whole vectors wide, and copied panel by panel (k x NR, contiguous)
 otherwise or where that is faster.
 
-The work is cut into tasks by shape alone (a panel of columns, a block of rows), so every element of C is computed
-by the same operations in the same order whatever the number of threads.
+The work is cut into tasks (some panels of columns, some rows).  Every element of C is one sum in the order of k, however
+the work is cut, so results do not depend on the number of threads.
 """
 
 from fastnn.cpu.blocking import CPU, MR, NV
@@ -57,6 +57,7 @@ FAR_AHEAD = 32  # likewise where B may be far away
 
 def make_tile(rows, vectors):
     """The micro-kernel for a tile of `rows` x `vectors` registers."""
+    ahead = FAR_AHEAD if 1 < rows < MR else AHEAD  # few rows take less time for a step of k
 
     @device
     def multiply(a, offsets, a_col, b, b_row, k, tile, first, soon):
@@ -69,7 +70,7 @@ def make_tile(rows, vectors):
         while True:
             while p < stop:
                 for v in range(0, vectors, LINE):
-                    prefetch(b, (p + AHEAD) * b_row + v * w)
+                    prefetch(b, (p + ahead) * b_row + v * w)
                 row = load_tile(offset(b, p * b_row), 1, vectors)
                 c = rank1(c, offset(a, p * a_col), offsets, row)
                 p += 1
