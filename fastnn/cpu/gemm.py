@@ -13,11 +13,11 @@ bias gradient         A = ones (stride 0)      update the bias
 
 C is never written here: each finished tile is handed, while it is in the first-level cache, to the epilogue that the
 record names.  A is read in place, or block by block from a copy where it is too large for the second-level cache.  B is
-read in place where its rows are contiguous and whole vectors wide, and copied panel by panel (k x NR, contiguous)
-otherwise or where that is faster.
+read in place where its rows are contiguous and few rows of A use it.  Otherwise its panels are packed (k x NR,
+contiguous), by the first tile of a panel on the way where rows are contiguous.
 
-The work is cut into tasks (some panels of columns, some rows).  Every element of C is one sum in the order of k, however
-the work is cut, so results do not depend on the number of threads.
+The work is cut into tasks (some panels of columns, some rows).  Every element of C is one sum in the order of k,
+however the work is cut, so results do not depend on the number of threads.
 """
 
 from fastnn.cpu.blocking import CPU, MR, NV
