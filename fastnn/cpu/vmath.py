@@ -297,7 +297,7 @@ def tanh(x):
 
 @device
 def divide_by_root(m, v, epsilon):
-    """m / (sqrt(v) + epsilon) for finite m and v >= 0, as Adam needs it.  At most 2.21 ulp, as with correctly
+    """m / (sqrt(v) + epsilon) for finite m and v >= 0, as Adam needs it.  At most 2.5 ulp, as with correctly
     rounded operations: three roundings follow each other.
 
     Where the CPU has estimates (AVX-512), one step of Newton's iteration each makes the root and the quotient of them:
