@@ -11,7 +11,7 @@ FMA peak.
 Copy bandwidth.
     Arrays that no cache holds, counted as bytes read plus bytes written: the better of ordinary stores, for which the
     CPU fetches each line before it is overwritten, and of streaming stores, which save that.  Both prefetch what they
-    read: across pages the CPU does not (one thread: 23 GB/s become 33).
+    read, since the CPU does not fetch ahead across pages.
 """
 
 import ctypes
