@@ -375,3 +375,18 @@ def philox4x32(counter, key, rounds=10):
         c0, c1, c2, c3 = (product1 >> 32) ^ c1 ^ k0, product1 & mask, (product0 >> 32) ^ c3 ^ k1, product0 & mask
         k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
     return c0, c1, c2, c3
+
+
+def random(shape, dtype="float64", seed=0):
+    """Normal numbers."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def assert_product(result, a, b):
+    """``result == a @ b`` within the bound k eps |A| |B| on the error of any order of summation."""
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    expected = np.matmul(wide_a, wide_b)
+    assert np.shape(result) == np.shape(expected)
+    assert result.dtype == a.dtype
+    bound = np.matmul(np.abs(wide_a), np.abs(wide_b)) * (a.shape[-1] + 2) * np.finfo(a.dtype).eps
+    assert (np.abs(result - expected) <= bound).all()

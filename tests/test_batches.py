@@ -5,23 +5,11 @@ import pytest
 import reference as ref
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import assert_product, random
 
 import fastnn
 
 DTYPES = ["float32", "float64"]
-
-
-def random(shape, dtype="float64", seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def assert_product(result, a, b):
-    expected = np.matmul(a.astype(np.float64), b.astype(np.float64))
-    bound = np.matmul(np.abs(a.astype(np.float64)), np.abs(b.astype(np.float64)))
-    eps = np.finfo(a.dtype).eps
-    assert np.shape(result) == np.shape(expected)
-    assert result.dtype == a.dtype
-    assert (np.abs(result - expected) <= bound * (a.shape[-1] + 2) * eps).all()
 
 
 # --- batches --------------------------------------------------------------------------------------------------------

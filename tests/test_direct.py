@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference as ref
 from guard import Guarded, linux
+from reference import assert_product, random
 
 import fastnn
 from fastnn.cpu import builtin, calls
@@ -19,19 +20,6 @@ from fastnn.records import PYTHON
 DTYPES = ["float32", "float64"]
 
 trusted = pytest.mark.skipif(builtin.python() == 0, reason="there are no such functions in this Python")
-
-
-def random(shape, dtype="float64", seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def assert_product(result, a, b):
-    expected = np.matmul(a.astype(np.float64), b.astype(np.float64))
-    bound = np.matmul(np.abs(a.astype(np.float64)), np.abs(b.astype(np.float64)))
-    eps = np.finfo(a.dtype).eps
-    assert np.shape(result) == np.shape(expected)
-    assert result.dtype == a.dtype
-    assert (np.abs(result - expected) <= bound * (a.shape[-1] + 2) * eps).all()
 
 
 def taken(table, key, *arguments):
@@ -302,13 +290,17 @@ def test_references_are_counted():
     watched = [*arrays, np.dtype("float32"), np.dtype("float64"), None]
     for f in functions:
         f()
-    for f in functions:
-        before = [sys.getrefcount(x) for x in watched]
-        for _ in range(1000):
-            f()
-        after = [sys.getrefcount(x) for x in watched]
-        # None is held by many, some of which the garbage collector frees meanwhile.
-        assert all(abs(x - y) < 500 for x, y in zip(before, after, strict=True))
+    gc.collect()  # what other tests left behind holds references to the dtypes and is not to be freed meanwhile
+    gc.disable()
+    try:
+        for f in functions:
+            before = [sys.getrefcount(x) for x in watched]
+            for _ in range(1000):
+                f()
+            after = [sys.getrefcount(x) for x in watched]
+            assert all(abs(x - y) < 100 for x, y in zip(before, after, strict=True))
+    finally:
+        gc.enable()
 
 
 def test_nothing_is_leaked():

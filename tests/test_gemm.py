@@ -214,6 +214,24 @@ def test_a_large_product_in_small(pack, copy, kept, monkeypatch):
         check(a, b, (*layouts, "plain"))
 
 
+# --- sums that cancel -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [65, 1100])
+def test_sums_that_cancel(k, dtype):
+    """Pairs of large numbers of opposite sign, far apart along k, on top of small ones: the bound is what it is for."""
+    m, n = MR + 3, blocking.columns(dtype) + 5
+    a, b = random((m, k), dtype, 1), random((k, n), dtype, 2)
+    half = k // 2
+    large = np.array(1 / np.finfo(dtype).eps, dtype)
+    a[:, :half] += large
+    a[:, half : 2 * half] -= large
+    b[half : 2 * half] = b[:half]
+    for layouts in itertools.product(("plain", "transposed"), repeat=2):
+        check(a, b, (*layouts, "plain"))
+
+
 # --- NaN and infinity -----------------------------------------------------------------------------------------------
 
 
