@@ -56,13 +56,15 @@ def forward(f):
         # tile: rows x cols, rows contiguous and padded to whole vectors; c: element strides c_row and c_col
         w = lanes(tile)
         if rows == MR and cols == NV * w and op.c_col == 1:
-            for v in range(NV):
-                bias = splat(tile, 0.0)
-                if not is_null(op.bias):
-                    bias = load(op.bias, j + v * w)
-                for r in range(MR):
-                    y = f(load(tile, r * tile_row + v * w) + bias, op.alpha)
-                    store(op.c, (i + r) * op.c_row + j + v * w, y)
+            # In locals, since stores to c might change the record.
+            row, alpha = op.c_row, op.alpha
+            c = offset(op.c, i * row + j)
+            left = right = splat(tile, 0.0)
+            if not is_null(op.bias):
+                left, right = load(op.bias, j), load(op.bias, j + w)
+            for r in range(MR):
+                store(c, r * row, f(load(tile, r * tile_row) + left, alpha))
+                store(c, r * row + w, f(load(tile, r * tile_row + w) + right, alpha))
             return
         for q in range(0, cols, w):
             bias = splat(tile, 0.0)

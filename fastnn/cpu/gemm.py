@@ -36,6 +36,7 @@ from fastnn.cpu.simd import (
     prefetch,
     prefetch_write,
     rank1,
+    reference,
     row_offsets,
     row_offsets_within,
     store,
@@ -45,53 +46,83 @@ from fastnn.cpu.simd import (
     transpose_corner,
     zeros_tile,
 )
-from fastnn.records import GEMM
+from fastnn.records import FORWARD, GEMM
 
 # Rows of the tiles at a ragged end, some of which may be computed for nothing: each tile takes 4 cycles a step of k
 # (the latency of its sums) at least, so few tiles are better than exact ones.
 HALF, FEW = min(8, MR), 4
 LINE = max(1, 512 // CPU.simd_bits)  # vectors in a cache line
 AHEAD = 8  # steps of k from the prefetch of a row of B to its use
-FAR_AHEAD = 32  # likewise where B may be far away
+FAR_AHEAD = 32  # likewise where B may be far away, or a step takes less time, since rows are few
+LEAD = 56  # steps of k from the time when a tile's place in C is fetched to the end of the tile
+
+as_forward = reference(FORWARD)  # all epilogues name first what they write, and its leading dimension
 
 
-def make_tile(rows, vectors):
-    """The micro-kernel for a tile of `rows` x `vectors` registers."""
-    ahead = FAR_AHEAD if 1 < rows < MR else AHEAD  # few rows take less time for a step of k
+@device
+def prefetch_row(c, at, vectors):
+    """Fetch a row of a tile for writing.  It need not start at a cache line: then its end is in one more."""
+    w = lanes(c)
+    for v in range(0, vectors, LINE):
+        prefetch_write(c, at + v * w)
+    prefetch_write(c, at + vectors * w - 1)
+
+
+def make_tile(vectors):
+    """The micro-kernel for a tile of MR x `vectors` registers."""
 
     @device
-    def multiply(a, offsets, a_col, b, b_row, k, tile, first, soon):
-        # a: rows at `offsets`, stride a_col along k; b: k x NR, rows contiguous, stride b_row; tile: rows x NR, no gaps
-        # soon: the tile that comes next, if it has to be fetched, or null.  Half-way is the time for it.
+    def multiply(a, a_row, a_col, b, b_row, k, tile, first, to, to_row):
+        # a: strides a_row and a_col; b: k x NR, rows contiguous, stride b_row; tile: MR x NR, no gaps
+        # to: memory that is needed next, as large as the tile, stride to_row
         w = lanes(a)
-        c = zeros_tile(a, rows, vectors) if first else load_tile(tile, rows, vectors)
+        offsets = row_offsets(a_row, MR)
+        c = zeros_tile(a, MR, vectors) if first else load_tile(tile, MR, vectors)
         p = 0
-        stop = k if is_null(soon) else k // 2
+        stop = max(0, k - LEAD) if k >= MR else k
         while True:
             while p < stop:
                 for v in range(0, vectors, LINE):
-                    prefetch(b, (p + ahead) * b_row + v * w)
-                row = load_tile(offset(b, p * b_row), 1, vectors)
-                c = rank1(c, offset(a, p * a_col), offsets, row)
+                    prefetch(b, (p + AHEAD) * b_row + v * w)
+                c = rank1(c, offset(a, p * a_col), offsets, load_tile(offset(b, p * b_row), 1, vectors))
                 p += 1
             if stop == k:
                 break
-            for q in range(0, rows * vectors, LINE):
-                prefetch_write(soon, q * w)
+            # A row a step, since the CPU can wait for a dozen lines at a time, not for all of a tile.
+            for r in range(MR):
+                prefetch_row(to, r * to_row, vectors)
+                c = rank1(c, offset(a, p * a_col), offsets, load_tile(offset(b, p * b_row), 1, vectors))
+                p += 1
             stop = k
         store_tile(c, tile)
 
     return multiply
 
 
-def make_packing_tile(rows, vectors):
+def make_edge_tile(rows, vectors):
+    """The same for `rows` x `vectors` registers, with rows of A anywhere."""
+
+    @device
+    def multiply(a, offsets, a_col, b, b_row, k, tile, first):
+        w = lanes(a)
+        c = zeros_tile(a, rows, vectors) if first else load_tile(tile, rows, vectors)
+        for p in range(k):
+            for v in range(0, vectors, LINE):
+                prefetch(b, (p + FAR_AHEAD) * b_row + v * w)
+            c = rank1(c, offset(a, p * a_col), offsets, load_tile(offset(b, p * b_row), 1, vectors))
+        store_tile(c, tile)
+
+    return multiply
+
+
+def make_packing_tile(vectors):
     """As `make_tile`, and copies B to `packed` (k x NR without gaps) on the way: it is in registers anyway."""
 
     @device
     def multiply(a, a_row, a_col, b, b_row, k, tile, first, packed):
         w = lanes(a)
-        c = zeros_tile(a, rows, vectors) if first else load_tile(tile, rows, vectors)
-        offsets = row_offsets(a_row, rows)
+        c = zeros_tile(a, MR, vectors) if first else load_tile(tile, MR, vectors)
+        offsets = row_offsets(a_row, MR)
         for p in range(k):
             for v in range(0, vectors, LINE):
                 prefetch(b, (p + FAR_AHEAD) * b_row + v * w)
@@ -105,8 +136,8 @@ def make_packing_tile(rows, vectors):
 
 def make_block(vectors):
     """One block of k for all tiles of a task in one panel: `rows` x (vectors * lanes) of C."""
-    full, half, few = (make_tile(rows, vectors) for rows in (MR, HALF, FEW))
-    packing = make_packing_tile(MR, vectors)
+    full, packing = make_tile(vectors), make_packing_tile(vectors)
+    half, few = make_edge_tile(HALF, vectors), make_edge_tile(FEW, vectors)
 
     @device
     def block(
@@ -115,26 +146,30 @@ def make_block(vectors):
         # a: strides a_row and a_col within the rows of a tile, a_tile from tile to tile
         # partial: where the tiles wait for the next block of k; one place is enough for all if this is the only one
         width = vectors * lanes(a)
+        output = as_forward(op.epilogue, op)
+        c, c_row = output.c, output.c_row
         r = 0
         while r < rows:
             at = offset(a, r // MR * a_tile + r % MR * a_row)
             tile = partial
             if not (first and last):
                 tile = offset(partial, r * width)
-            soon = pointer_at(0, partial) if last else offset(tile, MR * width)
             left = rows - r
             if r == 0 and not is_null(source):
                 height = MR
                 packing(at, a_row, a_col, source, source_row, k, tile, first, b)
             elif left >= MR:
                 height = MR
-                full(at, row_offsets(a_row, MR), a_col, b, b_row, k, tile, first, soon)
+                to, to_row = offset(tile, MR * width), width
+                if last:
+                    to, to_row = offset(c, (i + r) * c_row + j), c_row
+                full(at, a_row, a_col, b, b_row, k, tile, first, to, to_row)
             elif left > FEW:
                 height = min(left, HALF)
-                half(at, row_offsets_within(a_row, HALF, height), a_col, b, b_row, k, tile, first, soon)
+                half(at, row_offsets_within(a_row, HALF, height), a_col, b, b_row, k, tile, first)
             else:
                 height = left
-                few(at, row_offsets_within(a_row, FEW, left), a_col, b, b_row, k, tile, first, soon)
+                few(at, row_offsets_within(a_row, FEW, left), a_col, b, b_row, k, tile, first)
             if last:
                 call_epilogue(op, run, step, tile, width, i + r, j, height, cols)
             r += height
