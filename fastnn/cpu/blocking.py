@@ -20,11 +20,16 @@ Depth, KC.
 
 Block of A, MC x KC.
     It is used for every panel of B, so it must survive in the second-level cache while a panel passes:
-    MC * KC * size <= L2 / 8.  Worked example: KC = 1024: 64 rows, 5 tiles.
+    MC * KC * size <= L2 / 8.  Worked example: KC = 1024: 64 rows, 5 tiles.  Four tiles at least, though: the first one of a
+    panel waits for the third-level cache.
 
 Panels of B, KC x NC.
     They are packed once and come back for every block of A, from the third-level cache if they are many:
     NC * KC * size <= 2 L2.
+
+Sums that wait, MC x NC.
+    Where k is deeper than KC, they are kept until its next block comes.  All of B's panels stay packed for all of k
+    meanwhile, up to 16 L2, so that MC can be small and the sums stay in the second-level cache, too.
 
 The numbers are measured: `docs/performance.md`.
 """
@@ -88,15 +93,15 @@ def blocks(
             width = max(1, min(width, panels, 2 * l2 // (rows * nr * size)))
     else:
         width = min(panels, max(1, 2 * l2 // (kc * nr * size)))
-        block = max(1, min(l2 // 8 // (MR * kc * size), 8, tiles // tasks)) * MR
+        block = max(1, min(max(4, l2 // 8 // (MR * kc * size)), 8, tiles // tasks)) * MR
         rows, kept = block, k
-        if k * width * nr * size > 4 * l2:
+        if k * width * nr * size > 16 * l2:
             # A very deep product packs each block of B anew for each task, so tasks are large.
             most = 2 * l2 // (width * nr * size)
             rows, kept = max(1, min(most, -(-m // min(tasks, 2))) // block) * block, kc
     return {
         "pack": int(b_col != 1 or tiles > 4),
-        "copy": int(scattered and tiles > 16 and width > 2),
+        "copy": int(scattered and tiles > 8 and panels > 4),
         "kc": kc,
         "panels": width,
         "rows": rows,

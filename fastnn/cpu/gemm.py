@@ -22,7 +22,6 @@ however the work is cut, so results do not depend on the number of threads.
 
 from fastnn.cpu.blocking import CPU, MR, NV
 from fastnn.cpu.jit import device, kernel
-from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import keep_packed_columns, packed_columns, share, worker
 from fastnn.cpu.simd import (
     call_epilogue,
@@ -52,9 +51,12 @@ from fastnn.records import FORWARD, GEMM
 # (the latency of its sums) at least, so few tiles are better than exact ones.
 HALF, FEW = min(8, MR), 4
 LINE = max(1, 512 // CPU.simd_bits)  # vectors in a cache line
-AHEAD = 8  # steps of k from the prefetch of a row of B to its use
-FAR_AHEAD = 32  # likewise where B may be far away, or a step takes less time, since rows are few
+AHEAD = 32  # steps of k from the prefetch of a row of B to its use
+COPY_AHEAD = 16  # columns of A from the one that is fetched to the one that is copied
+FAR_AHEAD = 32  # likewise where B may be far away
 LEAD = 56  # steps of k from the time when a tile's place in C is fetched to the end of the tile
+
+COPIED = tuple(range(MR))  # where the rows of a tile are in a copy of A
 
 as_forward = reference(FORWARD)  # all epilogues name first what they write, and its leading dimension
 
@@ -68,30 +70,32 @@ def prefetch_row(c, at, vectors):
     prefetch_write(c, at + vectors * w - 1)
 
 
-def make_tile(vectors):
-    """The micro-kernel for a tile of MR x `vectors` registers."""
+def make_tile(vectors, copied=False):
+    """The micro-kernel for a tile of MR x `vectors` registers, from A in place or as `copy_block` leaves it."""
 
     @device
     def multiply(a, a_row, a_col, b, b_row, k, tile, first, to, to_row):
         # a: strides a_row and a_col; b: k x NR, rows contiguous, stride b_row; tile: MR x NR, no gaps
         # to: memory that is needed next, as large as the tile, stride to_row
         w = lanes(a)
-        offsets = row_offsets(a_row, MR)
+        offsets = COPIED if copied else row_offsets(a_row, MR)
+        column = MR if copied else a_col
         c = zeros_tile(a, MR, vectors) if first else load_tile(tile, MR, vectors)
         p = 0
-        stop = max(0, k - LEAD) if k >= MR else k
+        stop = max(0, k - LEAD)
         while True:
             while p < stop:
                 for v in range(0, vectors, LINE):
                     prefetch(b, (p + AHEAD) * b_row + v * w)
-                c = rank1(c, offset(a, p * a_col), offsets, load_tile(offset(b, p * b_row), 1, vectors))
+                c = rank1(c, offset(a, p * column), offsets, load_tile(offset(b, p * b_row), 1, vectors))
                 p += 1
             if stop == k:
                 break
             # A row a step, since the CPU can wait for a dozen lines at a time, not for all of a tile.
-            for r in range(MR):
-                prefetch_row(to, r * to_row, vectors)
-                c = rank1(c, offset(a, p * a_col), offsets, load_tile(offset(b, p * b_row), 1, vectors))
+            fetched = min(stop + MR, k)
+            while p < fetched:
+                prefetch_row(to, (p - stop) * to_row, vectors)
+                c = rank1(c, offset(a, p * column), offsets, load_tile(offset(b, p * b_row), 1, vectors))
                 p += 1
             stop = k
         store_tile(c, tile)
@@ -101,6 +105,7 @@ def make_tile(vectors):
 
 def make_edge_tile(rows, vectors):
     """The same for `rows` x `vectors` registers, with rows of A anywhere."""
+    ahead = FAR_AHEAD if rows > 1 else AHEAD  # few rows take less time for a step of k
 
     @device
     def multiply(a, offsets, a_col, b, b_row, k, tile, first):
@@ -108,7 +113,7 @@ def make_edge_tile(rows, vectors):
         c = zeros_tile(a, rows, vectors) if first else load_tile(tile, rows, vectors)
         for p in range(k):
             for v in range(0, vectors, LINE):
-                prefetch(b, (p + FAR_AHEAD) * b_row + v * w)
+                prefetch(b, (p + ahead) * b_row + v * w)
             c = rank1(c, offset(a, p * a_col), offsets, load_tile(offset(b, p * b_row), 1, vectors))
         store_tile(c, tile)
 
@@ -136,7 +141,7 @@ def make_packing_tile(vectors):
 
 def make_block(vectors):
     """One block of k for all tiles of a task in one panel: `rows` x (vectors * lanes) of C."""
-    full, packing = make_tile(vectors), make_packing_tile(vectors)
+    full, copied, packing = make_tile(vectors), make_tile(vectors, True), make_packing_tile(vectors)
     half, few = make_edge_tile(HALF, vectors), make_edge_tile(FEW, vectors)
 
     @device
@@ -163,7 +168,10 @@ def make_block(vectors):
                 to, to_row = offset(tile, MR * width), width
                 if last:
                     to, to_row = offset(c, (i + r) * c_row + j), c_row
-                full(at, a_row, a_col, b, b_row, k, tile, first, to, to_row)
+                if op.copy:
+                    copied(at, a_row, a_col, b, b_row, k, tile, first, to, to_row)
+                else:
+                    full(at, a_row, a_col, b, b_row, k, tile, first, to, to_row)
             elif left > FEW:
                 height = min(left, HALF)
                 half(at, row_offsets_within(a_row, HALF, height), a_col, b, b_row, k, tile, first)
@@ -214,32 +222,28 @@ def pack_panel(b, b_row, b_col, k, cols, width, out):
 
 @device
 def copy_block(a, a_row, a_col, rows, k, out):
-    """Copy ``a[:rows, :k]`` to `out`; returns the copy's strides: from tile to tile, from row to row, along k.
-
-    Contiguous rows stay so, a vector apart from a power of two.  Otherwise tiles become contiguous, each k x MR.
-    """
+    """Copy ``a[:rows, :k]`` to `out` in tiles, each k x MR without gaps."""
     w = lanes(a)
-    if a_col == 1:
-        row = k + w
-        for r in range(rows):
-            source, target = offset(a, r * a_row), offset(out, r * row)
+    for r in range(0, rows, MR):
+        height = min(MR, rows - r)
+        to = offset(out, r * k)
+        if a_col == 1:
+            # Turned in registers.  Whole vectors are written, so each reaches into what is written after it.
             for p in range(0, k, w):
-                store_before(target, p, k, load_before(source, p, k))
-        return MR * row, row, 1
-    for p in range(k):
-        source = offset(a, p * a_col)
-        for r in range(0, rows, MR):
-            target = offset(out, r * k + p * MR)
-            height = min(MR, rows - r)
-            if a_row == 1:
-                for v in range(0, height, w):
-                    count = min(w, height - v)
-                    x = load(source, r + v) if r + v + w <= rows else load_first(source, r + v, count)
-                    store_first(target, v, count, x)
-            else:
-                for q in range(height):
-                    target[q] = source[(r + q) * a_row]
-    return MR * k, 1, MR
+                for q in range((height - 1) // w * w, -1, -w):
+                    source, target = offset(a, (r + q) * a_row + p), offset(to, p * MR + q)
+                    transpose_corner(source, a_row, min(w, height - q), min(w, k - p), target, MR)
+        else:
+            for p in range(k):
+                source, target = offset(a, p * a_col + r * a_row), offset(to, p * MR)
+                if a_row == 1:
+                    prefetch(source, COPY_AHEAD * a_col)
+                    for v in range(0, height, w):
+                        count = min(w, height - v)
+                        store_first(target, v, count, load_first(source, v, count))
+                else:
+                    for q in range(height):
+                        target[q] = source[q * a_row]
 
 
 @kernel(GEMM)
@@ -269,8 +273,8 @@ def gemm(op, run, step, thread):
                 a = offset(op.a, i * op.a_row + p * op.a_col)
                 a_tile, a_row, a_col = MR * op.a_row, op.a_row, op.a_col
                 if op.copy:
-                    a_tile, a_row, a_col = copy_block(a, a_row, a_col, rows, k, copied)
-                    a = copied
+                    copy_block(a, a_row, a_col, rows, k, copied)
+                    a, a_tile, a_row, a_col = copied, MR * k, 1, MR
                 for j in range(left, right, nr):
                     cols = min(nr, right - j)
                     width = nr if cols > w else w

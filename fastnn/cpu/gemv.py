@@ -5,7 +5,7 @@ use elements several times) does not fit.  Same record, same epilogues.
 """
 
 from fastnn.cpu.blocking import CPU
-from fastnn.cpu.gemm import make_tile
+from fastnn.cpu.gemm import make_edge_tile
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.ragged import load_before
 from fastnn.cpu.share import share, worker
@@ -16,7 +16,6 @@ from fastnn.cpu.simd import (
     load_first,
     muladd,
     offset,
-    pointer_at,
     splat,
     store,
     sum_lanes,
@@ -26,8 +25,8 @@ from fastnn.records import GEMM
 WIDE = CPU.registers // 2  # vectors of C at once: long pieces of the rows of B, and sums enough to hide the latency
 
 ONE_ROW = (0,)
-row_wide = make_tile(1, WIDE)
-row_narrow = make_tile(1, 1)
+row_wide = make_edge_tile(1, WIDE)
+row_narrow = make_edge_tile(1, 1)
 
 
 @kernel(GEMM)
@@ -38,17 +37,16 @@ def gemv_rows(op, run, step, thread):
     chunks = (op.n + width - 1) // width
     first, last = share(chunks, thread, run.threads)
     tile = offset(op.scratch, worker(run, thread) * op.scratch_stride)
-    nothing = pointer_at(0, tile)
     for chunk in range(first, last):
         left = chunk * width
         cols = min(width, op.n - left)
         b = offset(op.b, left)
         if cols == width:
-            row_wide(op.a, ONE_ROW, op.a_col, b, op.b_row, op.k, tile, True, nothing)
+            row_wide(op.a, ONE_ROW, op.a_col, b, op.b_row, op.k, tile, True)
         else:
             c = 0
             while c + w <= cols:
-                row_narrow(op.a, ONE_ROW, op.a_col, offset(b, c), op.b_row, op.k, offset(tile, c), True, nothing)
+                row_narrow(op.a, ONE_ROW, op.a_col, offset(b, c), op.b_row, op.k, offset(tile, c), True)
                 c += w
             if c < cols:
                 total = splat(tile, 0)
