@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ def check(operation: str, library: str, case: str) -> None:
     spec = OPERATIONS[operation]
     what = f"{library}: {spec.title}, {case}"
     if operation == "train":
-        _check_training(library, *spec.cases[case][:2], spec.tolerance, what)
+        sizes, batch, _ = spec.cases[case]
+        check_training(networks.NETWORKS[library], sizes, batch, what)
         return
     inputs = spec.make(case)
     call = rivals.COMPARISONS[operation][library](**inputs)
@@ -36,14 +38,23 @@ def _arrays(values: Any) -> list[np.ndarray]:
     return [np.asarray(e) for e in (values if isinstance(values, tuple) else (values,))]
 
 
-def _check_training(library: str, sizes: tuple[int, ...], batch: int, tolerance: float, what: str) -> None:
+def check_training(
+    network: type[networks.Network], sizes: tuple[int, ...], batch: int, what: str, regression: bool = False
+) -> None:
     """Train a few batches in a fixed order: the loss must be that of float64, and lower than before."""
-    inputs = cases.training_inputs(sizes, batch, networks.PYTHON_BATCHES * batch)
-    x, y = inputs["x"], inputs["y"]
-    network = networks.NETWORKS[library](**inputs)
-    network.epoch(shuffle=False)
-    before = cases.training_loss(x, y, inputs["weights"])
-    expected = cases.training_loss(x, y, cases.train(**inputs))
-    found = cases.training_loss(x, y, network.weights())
+    inputs = cases.training_inputs(sizes, batch, networks.PYTHON_BATCHES * batch, regression)
+    before, expected = _losses(sizes, batch, regression)
+    trained = network(**inputs)
+    trained.epoch(shuffle=False)
+    found = cases.training_loss(inputs["x"], inputs["y"], trained.weights())
     assert expected < before, f"{what}: the loss does not fall from {before}"
+    tolerance = OPERATIONS["train"].tolerance
     assert abs(found - expected) <= tolerance * expected, f"{what}: loss {found}, expected {expected}"
+
+
+@cache
+def _losses(sizes: tuple[int, ...], batch: int, regression: bool) -> tuple[float, float]:
+    """The losses before and after training in float64."""
+    inputs = cases.training_inputs(sizes, batch, networks.PYTHON_BATCHES * batch, regression)
+    x, y = inputs["x"], inputs["y"]
+    return cases.training_loss(x, y, inputs["weights"]), cases.training_loss(x, y, cases.train(**inputs))
