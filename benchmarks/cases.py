@@ -210,16 +210,22 @@ def logits(x: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
     return x @ w.astype(np.float64) + b
 
 
-def train(x: np.ndarray, y: np.ndarray, weights: list[np.ndarray], batch: int) -> list[np.ndarray]:
-    """Weights after an epoch of Adam in the order of the samples."""
+def train(
+    x: np.ndarray, y: np.ndarray, weights: list[np.ndarray], batch: int, late_epsilon: bool = True
+) -> list[np.ndarray]:
+    """Weights after an epoch of Adam in the order of the samples.
+
+    Epsilon is added to the root of the corrected moment (`late_epsilon`) or to that of the moment itself.
+    """
     p = _double(*weights)
     m, v = ([np.zeros_like(e) for e in p] for _ in range(2))
     for step, start in enumerate(range(0, len(x), batch), 1):
         grads = gradients(p, x[start : start + batch], y[start : start + batch])
+        epsilon = EPSILON if late_epsilon else EPSILON / np.sqrt(1 - DECAY_2**step)
         for e, g, m_e, v_e in zip(p, grads, m, v, strict=True):
             m_e += (1 - DECAY_1) * (g - m_e)
             v_e += (1 - DECAY_2) * (g * g - v_e)
-            e -= RATE * (m_e / (1 - DECAY_1**step)) / (np.sqrt(v_e / (1 - DECAY_2**step)) + EPSILON)
+            e -= RATE * (m_e / (1 - DECAY_1**step)) / (np.sqrt(v_e / (1 - DECAY_2**step)) + epsilon)
     return p
 
 

@@ -36,12 +36,9 @@ HERE = [e for e in NETWORKS if installed(table.MODULES.get(e, e)) and NETWORKS[e
 # --- rivals -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("regression", [False, True])
 @pytest.mark.parametrize("library", HERE)
-@pytest.mark.parametrize("sizes", [(6, 5, 4, 1), (6, 7, 3)])
+@pytest.mark.parametrize(("sizes", "regression"), [((6, 5, 4, 1), False), ((6, 5, 4, 1), True), ((6, 7, 3), False)])
 def test_rivals_train_alike(library, sizes, regression):
-    if regression and sizes[-1] > 1:
-        pytest.skip("regression has one output")
     checks.check_training(NETWORKS[library], sizes, 8, library, regression)
 
 
@@ -162,6 +159,12 @@ def test_optimizers_are_checked(title):
             optimizers.check(title, rules[title]._replace(train=rules[other].train), (20, 64, 3))
 
 
+def test_where_epsilon_is_added_is_checked():
+    rule = optimizers.rules()["Adam"]
+    with pytest.raises(AssertionError, match="Adam: relative error 0.00"):
+        optimizers.check("Adam", rule._replace(train=cases.train))
+
+
 def test_predict():
     records = list(predict.run(QUICK))
     assert [e["library"] for e in records] == ["fastnn", "numpy", *predict.FLOORS]
@@ -242,8 +245,7 @@ def test_mnist(library, monkeypatch, capsys):
 def test_peak_memory_grows():
     before = mnist.peak_memory()
     array = np.ones(before // 8 + (8 << 20))
-    assert mnist.peak_memory() >= before // 2 + array.nbytes // 2 > 0
-    assert mnist.peak_memory() > before
+    assert mnist.peak_memory() >= array.nbytes > before
 
 
 def process(module, library, *arguments, threads):

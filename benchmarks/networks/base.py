@@ -18,7 +18,15 @@ class Network:
         Kernel and bias of each layer.
     batch
         Samples in a step; those that do not fill one are left out.
+
+    Attributes
+    ----------
+    late_epsilon : bool
+        Whether Adam's epsilon is added after its second moment is corrected, as in torch.  Keras and scikit-learn
+        add it before: in the first steps it is up to 30 times as large.
     """
+
+    late_epsilon = True
 
     def __init__(self, x: np.ndarray, y: np.ndarray, weights: list[np.ndarray], batch: int) -> None:
         self.batch = batch

@@ -27,6 +27,8 @@ class FastnnNetwork(Network):
         Of the model, `n_threads` say.
     """
 
+    late_epsilon = False
+
     def __init__(
         self,
         x: np.ndarray,

@@ -16,6 +16,8 @@ class SklearnNetwork(Network):
     The regressor takes half the squared error.  Adam does not see the factor, but for its epsilon.
     """
 
+    late_epsilon = False
+
     def __init__(self, x: np.ndarray, y: np.ndarray, weights: list[np.ndarray], batch: int) -> None:
         super().__init__(x, y, weights, batch)
         from sklearn.neural_network import MLPClassifier, MLPRegressor
