@@ -86,7 +86,7 @@ def _panel(axis: Any, cases: list[Case], found: dict[str, dict[str, float]], spa
     axis.tick_params(axis="y", length=0)
     axis.xaxis.set_major_locator(LogLocator(10))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{_plain(value)}"))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
     axis.grid(axis="x", color="#dddddd", linewidth=0.8)
     axis.set_axisbelow(True)
 
