@@ -154,14 +154,23 @@ def adam(p: np.ndarray, g: np.ndarray) -> np.ndarray:
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
+def loss_of(y: np.ndarray, outputs: int) -> str:
+    """What a network is trained for: "mse" of values, which are floats, "bce" or "softmax" of class numbers."""
+    if y.dtype.kind == "f":
+        return "mse"
+    return "bce" if outputs == 1 else "softmax"
+
+
 @cache
-def _samples(rows: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Samples with labels that depend on them, with noise: a loss has somewhere to go and does not arrive.
+def _samples(rows: int, sizes: tuple[int, ...], regression: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Samples with labels or values that depend on them, with noise: a loss has somewhere to go and does not arrive.
 
     They are centred.  With features of one sign many units die, and Adam's first moments of those decay to subnormal
     numbers, which make NumPy five times slower: a trap worth knowing, but not what is compared here.
     """
     x = _normal(rows, sizes[0])
+    if regression:
+        return x, np.tanh(x @ _normal(sizes[0], seed=7)) + _normal(rows, seed=8) / 4
     classes = max(sizes[-1], 2)
     y = (x @ _normal(sizes[0], classes, seed=7)).argmax(axis=1)
     y[::4] = np.random.default_rng(rows).integers(0, classes, len(y[::4]))
@@ -176,16 +185,19 @@ def initial_weights(sizes: tuple[int, ...]) -> list[np.ndarray]:
     return weights
 
 
-def training_inputs(sizes: tuple[int, ...], batch: int, rows: int) -> Inputs:
-    """Samples, class numbers, initial weights and the batch size."""
-    x, y = _samples(rows, sizes)
+def training_inputs(sizes: tuple[int, ...], batch: int, rows: int, regression: bool = False) -> Inputs:
+    """Samples, class numbers or values, initial weights and the batch size."""
+    x, y = _samples(rows, sizes, regression)
     return {"x": x, "y": y, "weights": initial_weights(sizes), "batch": batch}
 
 
 def training_loss(x: np.ndarray, y: np.ndarray, weights: list[np.ndarray]) -> float:
-    """Mean loss of a network with these weights: binary cross-entropy of one output, else of softmax."""
+    """Mean loss of a network with these weights."""
     z = logits(x, weights)
-    if z.shape[1] == 1:
+    loss = loss_of(y, z.shape[1])
+    if loss == "mse":
+        return float(np.mean((z[:, 0] - y) ** 2))
+    if loss == "bce":
         return bce(z, y[:, np.newaxis])[0]
     return float(-np.mean(np.log(softmax(z)[np.arange(len(y)), y])))
 
@@ -198,26 +210,43 @@ def logits(x: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
     return x @ w.astype(np.float64) + b
 
 
-def train(x: np.ndarray, y: np.ndarray, weights: list[np.ndarray], batch: int) -> list[np.ndarray]:
-    """Weights after an epoch of Adam in the order of the samples."""
+def train(
+    x: np.ndarray, y: np.ndarray, weights: list[np.ndarray], batch: int, late_epsilon: bool = True
+) -> list[np.ndarray]:
+    """Weights after an epoch of Adam in the order of the samples.
+
+    Epsilon is added to the root of the corrected moment (`late_epsilon`) or to that of the moment itself.
+    """
     p = _double(*weights)
     m, v = ([np.zeros_like(e) for e in p] for _ in range(2))
     for step, start in enumerate(range(0, len(x), batch), 1):
-        xb, yb = x[start : start + batch].astype(np.float64), y[start : start + batch]
-        outputs = [xb]
-        for i in range(0, len(p) - 2, 2):
-            outputs.append(dense_relu(outputs[-1], p[i], p[i + 1]))
-        z = outputs[-1] @ p[-2] + p[-1]
-        delta = bce(z, yb[:, np.newaxis])[1] if z.shape[1] == 1 else (softmax(z) - np.eye(z.shape[1])[yb]) / len(z)
-        grads: list[np.ndarray] = []
-        for i in range(len(p) - 2, -1, -2):
-            grads[:0] = [outputs[i // 2].T @ delta, delta.sum(axis=0)]
-            delta = (delta @ p[i].T) * (outputs[i // 2] > 0)
+        grads = gradients(p, x[start : start + batch], y[start : start + batch])
+        epsilon = EPSILON if late_epsilon else EPSILON / np.sqrt(1 - DECAY_2**step)
         for e, g, m_e, v_e in zip(p, grads, m, v, strict=True):
             m_e += (1 - DECAY_1) * (g - m_e)
             v_e += (1 - DECAY_2) * (g * g - v_e)
-            e -= RATE * (m_e / (1 - DECAY_1**step)) / (np.sqrt(v_e / (1 - DECAY_2**step)) + EPSILON)
+            e -= RATE * (m_e / (1 - DECAY_1**step)) / (np.sqrt(v_e / (1 - DECAY_2**step)) + epsilon)
     return p
+
+
+def gradients(p: list[np.ndarray], x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """Gradients of the mean loss of a batch, for weights in float64."""
+    outputs = [x.astype(np.float64)]
+    for i in range(0, len(p) - 2, 2):
+        outputs.append(dense_relu(outputs[-1], p[i], p[i + 1]))
+    z = outputs[-1] @ p[-2] + p[-1]
+    loss = loss_of(y, z.shape[1])
+    if loss == "mse":
+        delta = 2 * (z - y[:, np.newaxis]) / len(z)
+    elif loss == "bce":
+        delta = bce(z, y[:, np.newaxis])[1]
+    else:
+        delta = (softmax(z) - np.eye(z.shape[1])[y]) / len(z)
+    grads: list[np.ndarray] = []
+    for i in range(len(p) - 2, -1, -2):
+        grads[:0] = [outputs[i // 2].T @ delta, delta.sum(axis=0)]
+        delta = (delta @ p[i].T) * (outputs[i // 2] > 0)
+    return grads
 
 
 def predict_inputs(sizes: tuple[int, ...]) -> Inputs:

@@ -28,8 +28,10 @@ LEAST = 5  # rounds, whatever that takes
 BUSY = 0.5  # with one CPU of two taken, OpenBLAS was 100 times slower, torch 50, jax and fastnn 1.5
 
 
-def interleaved(calls: dict[str, rivals.Rival], rounds: int, settle: float = SETTLE) -> dict[str, list[float]]:
-    """Seconds of one call of each, `rounds` times in turn."""
+def interleaved(
+    calls: dict[str, rivals.Rival], rounds: int, settle: float = SETTLE, limit: float = LIMIT
+) -> dict[str, list[float]]:
+    """Seconds of one call of each, `rounds` times in turn; fewer, but `LEAST`, if they take over `limit` seconds."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
     gc.disable()
@@ -42,7 +44,7 @@ def interleaved(calls: dict[str, rivals.Rival], rounds: int, settle: float = SET
                 time.sleep(settle)
                 samples[name].append(_sample(calls[name], repeats[name]))
             order.append(order.pop(0))
-            if turn + 1 >= LEAST and time.perf_counter() - began > LIMIT:
+            if turn + 1 >= LEAST and time.perf_counter() - began > limit:
                 break
     finally:
         gc.enable()
