@@ -100,13 +100,13 @@ UPDATE = Record(  # one optimizer update of p by the gradient
     "update",
     p="T*",
     p_row="int",
-    s0="T*",  # momentum, or Adam's first moment
-    s1="T*",  # Adam's second moment
+    s0="T*",  # momentum, Adam's first moment, or RMSprop's mean of squares
+    s1="T*",  # Adam's second moment, or RMSprop's momentum
     g="T*",  # the gradient, where it lies in memory (flat updates)
     n="int",
     momentum="float",
     decay_1="float",  # 1 - beta_1, given so that it is not rounded twice
-    decay_2="float",  # 1 - beta_2
+    decay_2="float",  # 1 - beta_2, or 1 - rho
     epsilon="float",
 )
 

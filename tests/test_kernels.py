@@ -304,7 +304,7 @@ def test_metrics(end, name, dtype):
 # --- optimizers -----------------------------------------------------------------------------------------------------
 
 CONSTANTS = {"momentum": 0.9, "decay_1": 0.1, "decay_2": 0.001, "epsilon": 1e-7}
-STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2}
+STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "rmsprop": 1, "rmsprop_momentum": 2}
 RATE = 0.03
 
 
@@ -314,6 +314,9 @@ def update_reference(name, p, s0, s1, g):
         m = s0 + 0.1 * (g - s0)
         v = s1 + 0.001 * (g * g - s1)
         return p - RATE * m / (np.sqrt(v) + 1e-7), m, v
+    if name.startswith("rmsprop"):
+        momentum = 0.9 if name == "rmsprop_momentum" else 0.0
+        return ref.rmsprop(p, g, s0, s1, RATE, rho=0.999, momentum=momentum)
     new, velocity = ref.sgd(p, g, s0, RATE, 0.0 if name == "sgd" else 0.9, name == "nesterov")
     return new, velocity, s1
 
@@ -326,7 +329,7 @@ def test_flat_updates(end, name, dtype):
     rates = np.array([np.nan, RATE])  # one a step
     for n, threads in itertools.product((0, *lengths(dtype), 10 * w + 1), (1, 2, 3)):
         p, s0, g = (random(n, dtype, seed) for seed in (1, 2, 3))
-        s1 = np.abs(random(n, dtype, 4))
+        s0, s1 = np.abs(s0), np.abs(random(n, dtype, 4))  # means of squares are not negative
         held = [Guarded(a, end) for a in (p, s0, s1, g)]
         fields = dict(zip(("p", "s0", "s1", "g"), (h.array for h in held), strict=True))
         for absent in ("s0", "s1")[STATES[name] :]:
@@ -353,7 +356,7 @@ def test_updates_of_a_tile(end, name, dtype):
     for j, cols, ld in ((0, w, w), (0, 2 * w, 2 * w), (w, w, 2 * w), (w, 2 * w, 4 * w)):
         shape = (i + rows + (end == "start"), ld)
         p, s0 = random(shape, dtype, 1), random(shape, dtype, 2)
-        s1 = np.abs(random(shape, dtype, 3))
+        s0, s1 = np.abs(s0), np.abs(random(shape, dtype, 3))
         held = [Guarded(a, end) for a in (p, s0, s1)]
         fields = dict(zip(("p", "s0", "s1"), (h.array for h in held), strict=True))
         for absent in ("s0", "s1")[STATES[name] :]:

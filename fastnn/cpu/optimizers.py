@@ -8,7 +8,7 @@ from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.simd import lanes, load, muladd, offset, prefetch, prefetch_write, splat, store
 from fastnn.cpu.spans import AHEAD, span, unaligned
-from fastnn.cpu.vmath import divide_by_root
+from fastnn.cpu.vmath import divide_by_root, over_root
 from fastnn.records import UPDATE
 
 # An optimizer is two functions: `constants(op, rate, like)` gives vectors that stay in registers (read from the record
@@ -64,6 +64,33 @@ def adam_step(c, p, s0, s1, g):
     m = muladd(g - s0, decay_1, s0)
     v = muladd(g * g - s1, decay_2, s1)
     return p - rate * divide_by_root(m, v, epsilon), m, v
+
+
+@device
+def rmsprop_constants(op, rate, like):
+    return splat(like, rate), splat(like, op.decay_2), splat(like, op.epsilon)
+
+
+@device
+def rmsprop_step(c, p, s0, s1, g):
+    """v += (1 - rho)(g^2 - v);  p -= rate g / sqrt(v + epsilon)"""
+    rate, decay, epsilon = c
+    v = muladd(g * g - s0, decay, s0)
+    return p - rate * over_root(g, v + epsilon), v, s1
+
+
+@device
+def rmsprop_momentum_constants(op, rate, like):
+    return splat(like, rate), splat(like, op.decay_2), splat(like, op.epsilon), splat(like, op.momentum)
+
+
+@device
+def rmsprop_momentum_step(c, p, s0, s1, g):
+    """v += (1 - rho)(g^2 - v);  m = momentum m + rate g / sqrt(v + epsilon);  p -= m"""
+    rate, decay, epsilon, momentum = c
+    v = muladd(g * g - s0, decay, s0)
+    m = momentum * s1 + rate * over_root(g, v + epsilon)
+    return p - m, v, m
 
 
 def make_epilogue(constants, update, states):
@@ -141,3 +168,6 @@ momentum_flat = make_flat(momentum_constants, momentum_step, 1)
 nesterov = make_epilogue(momentum_constants, nesterov_step, 1)
 nesterov_flat = make_flat(momentum_constants, nesterov_step, 1)
 adam, adam_flat = make_epilogue(adam_constants, adam_step, 2), make_flat(adam_constants, adam_step, 2)
+rmsprop, rmsprop_flat = make_epilogue(rmsprop_constants, rmsprop_step, 1), make_flat(rmsprop_constants, rmsprop_step, 1)
+rmsprop_momentum = make_epilogue(rmsprop_momentum_constants, rmsprop_momentum_step, 2)
+rmsprop_momentum_flat = make_flat(rmsprop_momentum_constants, rmsprop_momentum_step, 2)
