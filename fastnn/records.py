@@ -263,5 +263,5 @@ RUN = Record(
     done="i64*",  # the step that comes next: read by the caller while the team works
     halt="i64*",  # set by the caller: stop after this step
     worker="int",  # which helper this record belongs to (fastnn.cpu.crowd)
-    ready="i64*",  # the columns of B that this helper has packed, or 0 where threads are not helpers
+    ready="i64*",  # the columns of B that this helper has packed, or 0 where threads are not helpers; `attend`'s jobs
 )
