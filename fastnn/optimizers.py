@@ -37,7 +37,7 @@ class Optimizer:
         self._learning_rate = _names.number(value, "learning_rate", low=0)
 
     def rates(self, steps: int) -> np.ndarray:
-        """Step sizes of the next `steps` updates, float64."""
+        """Step sizes of the next `steps` updates, float64; one or a row of them for each."""
         return np.full(steps, self.learning_rate)
 
     def update(self) -> Update:
@@ -144,6 +144,54 @@ class Adam(Optimizer):
         }
 
 
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), in Keras' form.
+
+    ``p -= learning_rate weight_decay p``, then as `Adam`.  Biases decay, too, as in Keras.
+
+    Parameters
+    ----------
+    learning_rate : float
+        At least 0.
+    weight_decay : float
+        At least 0.  (torch has 0.01.)
+    beta_1, beta_2, epsilon : float
+        As for `Adam`.
+
+    Examples
+    --------
+    >>> import fastnn
+    >>> fastnn.optimizers.AdamW(weight_decay=0.01).weight_decay
+    0.01
+    """
+
+    name = "adamw"
+
+    def __init__(
+        self,
+        learning_rate: float = 0.001,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+    ) -> None:
+        super().__init__(learning_rate, beta_1, beta_2, epsilon)
+        self.weight_decay = _names.number(weight_decay, "weight_decay", low=0)
+
+    def rates(self, steps: int) -> np.ndarray:
+        """Adam's step sizes, and what a parameter keeps of itself: float64, (steps, 2)."""
+        keep = np.full(steps, 1 - self.learning_rate * self.weight_decay)
+        return np.stack([super().rates(steps), keep], axis=1)
+
+    def update(self) -> Update:
+        """What the optimizer is in a plan."""
+        return Update("adamw", 2, super().update().constants)
+
+    def get_config(self) -> dict:
+        """Arguments that build the same optimizer again."""
+        return super().get_config() | {"weight_decay": self.weight_decay}
+
+
 class RMSprop(Optimizer):
     """RMSprop (Tieleman and Hinton, 2012), in Keras' form.
 
@@ -207,7 +255,12 @@ class RMSprop(Optimizer):
         }
 
 
-CLASSES: dict[str, type[SGD] | type[Adam] | type[RMSprop]] = {"sgd": SGD, "adam": Adam, "rmsprop": RMSprop}
+CLASSES: dict[str, type[SGD] | type[Adam] | type[RMSprop]] = {
+    "sgd": SGD,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RMSprop,
+}
 
 
 def get(identifier: object) -> Optimizer:

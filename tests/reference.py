@@ -205,9 +205,10 @@ class SGD:
 
 
 class Adam:
-    """One parameter list's state for `adam`."""
+    """One parameter list's state for `adam`; with weight decay AdamW's."""
 
-    def __init__(self, **hyperparameters):
+    def __init__(self, weight_decay=0.0, **hyperparameters):
+        self.weight_decay = weight_decay
         self.hyperparameters = hyperparameters
         self.m = self.v = None
         self.step = 0
@@ -216,6 +217,8 @@ class Adam:
         self.step += 1
         self.m = self.m or [np.zeros_like(p) for p in params]
         self.v = self.v or [np.zeros_like(p) for p in params]
+        rate = self.hyperparameters.get("learning_rate", 1e-3)
+        params = [p - rate * self.weight_decay * p for p in params]
         new = [
             adam(p, g, m, v, self.step, **self.hyperparameters)
             for p, g, m, v in zip(params, grads, self.m, self.v, strict=True)

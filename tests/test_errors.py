@@ -83,6 +83,7 @@ MAKING = [
     (lambda: optimizers.Adam(beta_2=np.nan), ValueError, r"beta_2.*nan"),
     (lambda: optimizers.Adam(epsilon=np.inf), ValueError, r"epsilon.*inf"),
     (lambda: optimizers.Adam(epsilon=-1e-7), ValueError, r"epsilon.*-1e-07"),
+    (lambda: optimizers.AdamW(weight_decay=-0.1), ValueError, r"weight_decay.*-0\.1"),
     (lambda: optimizers.RMSprop(np.nan), ValueError, r"learning_rate.*nan"),
     (lambda: optimizers.RMSprop(rho=1.0), ValueError, r"rho.*1"),
     (lambda: optimizers.RMSprop(momentum=-0.5), ValueError, r"momentum.*-0\.5"),

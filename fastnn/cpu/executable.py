@@ -183,7 +183,7 @@ class Executable:
         Parameters
         ----------
         rate : ndarray of float64, optional
-            The optimizer's step size for each of these steps.
+            The optimizer's step size (or a row of them) for each of these steps.
         origin : int
             Training steps done before step 0.
         watch : callable, optional
@@ -194,7 +194,7 @@ class Executable:
         record = self.run_record
         record["short_step"] = steps - 1 if len(self._tables) > 1 else -1
         record["origin"], record["seed"] = origin, seed
-        record["rate"] = 0 if rate is None else address(rate) - 8 * first
+        record["rate"] = 0 if rate is None else address(rate) - rate.strides[0] * first
         self._flags[8] = 0
         self.done = first
         if self.threads == 1:
@@ -215,7 +215,7 @@ class Executable:
         words[SHORT_STEP] = -1
         words[FIRST], words[STOP], words[RATE], words[ORIGIN], words[SEED] = 0, 1, 0, origin, seed
         if rate is not None:
-            words[RATE] = address(rate) + 8 * at
+            words[RATE] = address(rate) + rate.strides[0] * at
         self._team[:] = 0
         self._flags[:] = 0
         if self.threads == 1:
