@@ -39,12 +39,12 @@ def is_mapped(array: object) -> bool:
     return isinstance(array, mmap.mmap)
 
 
-def is_whole(array: np.ndarray) -> bool:
+def is_whole(array: object) -> bool:
     """Whether a file mapped to memory would have to be converted as a whole, to be read as a matrix of samples.
 
     One number a sample (class numbers, say) is no matter.
     """
-    if array.ndim < 2 or len(array) == 0 or not is_mapped(array):
+    if not isinstance(array, np.ndarray) or array.ndim < 2 or len(array) == 0 or not is_mapped(array):
         return False
     return not (is_direct(array) and np.may_share_memory(array[:1].reshape(1, -1), array))
 

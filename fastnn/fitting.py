@@ -48,6 +48,9 @@ def fit(
     split = _names.number(validation_split, "validation_split", low=0, high=1, open_high=True)
     due = _due(validation_freq, range(initial_epoch, epochs))
     rng = model.shuffle_rng if shuffle else None
+    at_once = validation_batch_size
+    if at_once is None and validation_steps is not None:
+        at_once = batch
 
     held_out: tuple[Any, ...] | sources.Source | None = None
     if sources.is_source(validation_data):
@@ -67,17 +70,17 @@ def fit(
         x = data.samples(x, model.input_shape)
         if split and held_out is None:
             x, y, sample_weight, held_out = _split(x, y, sample_weight, split)
-        if steps_per_epoch is not None or data.is_whole(x) or data.is_whole(np.asarray(y)):
+        if steps_per_epoch is not None or data.is_whole(x) or data.is_whole(y):
             rows = _rows(model, x, y, sample_weight, batch, rng)
             source = sources.Source(rows, "x", steps_per_epoch)
     plan: Epochs
     if source is not None:
-        validate = _validation(model, held_out, validation_steps, validation_batch_size)
+        validate = _validation(model, held_out, validation_steps, at_once)
         plan = Stream(model, source, class_weight)
     else:
         network = model._network_for(x)
         samples = training.Samples(network, x, model._compiled()[0], y, sample_weight, class_weight)
-        validate = _validation(model, held_out, validation_steps, validation_batch_size, network)
+        validate = _validation(model, held_out, validation_steps, at_once, network)
         training.adopt(model, network)
         plan = Whole(model, samples, batch, rng)
 
@@ -137,7 +140,7 @@ def _due(freq: Any, epochs: range) -> list[int]:
     return [epoch for epoch in epochs if (epoch + 1) % every == 0]
 
 
-def same_length(x: np.ndarray, y: Any, weight: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _same_length(x: np.ndarray, y: Any, weight: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Targets and weights as arrays with an entry for each sample."""
     y = data.as_numbers(y, "y") if y is not None else None
     weight = None if weight is None else data.as_numbers(weight, "sample_weight")
@@ -155,7 +158,7 @@ def _split(x: np.ndarray, y: Any, weight: Any, split: float) -> tuple:
     if at in (0, len(x)):
         part = "training" if at == 0 else "validation"
         raise ValueError(f"validation_split={split} of {len(x)} samples leaves none for {part}")
-    y, weight = same_length(x, y, weight)
+    y, weight = _same_length(x, y, weight)
 
     def cut(array: np.ndarray | None, part: slice) -> np.ndarray | None:
         return None if array is None else array[part]
@@ -169,7 +172,7 @@ def _rows(
 ) -> sources.Rows:
     if y is None:
         raise ValueError("y is missing: training and evaluation need targets")
-    y, weight = same_length(x, y, weight)
+    y, weight = _same_length(x, y, weight)
     return sources.Rows((x, y, weight), batch, model.dtype, rng)
 
 
@@ -186,11 +189,9 @@ def _validation(
     if isinstance(held_out, sources.Source):
         source = held_out
         return lambda: batches.evaluate(model, source)
-    built = network
     shape = model.input_shape if network is None else network.input_shape
     x = data.samples(held_out[0], shape, "validation x")
-    prepared = evaluation(model, x, *held_out[1:], batch_size=batch_size, steps=steps, network=built)
-    return prepared
+    return evaluation(model, x, *held_out[1:], batch_size=batch_size, steps=steps, network=network)
 
 
 def evaluation(
@@ -211,9 +212,9 @@ def evaluation(
     batch = training.CHUNK if batch_size is None else _names.integer(batch_size, names[0], low=1)
     if steps is not None:
         n = _names.integer(steps, names[1], low=1) * (training.BATCH if batch_size is None else batch)
-        y, sample_weight = same_length(x, y, sample_weight)
+        y, sample_weight = _same_length(x, y, sample_weight)
         x, y, sample_weight = x[:n], None if y is None else y[:n], None if sample_weight is None else sample_weight[:n]
-    if data.is_whole(x) or data.is_whole(np.asarray(y)):
+    if data.is_whole(x) or data.is_whole(y):
         rows = _rows(model, x, y, sample_weight, batch)
         return lambda: batches.evaluate(model, sources.Source(rows, "x"))
     own = model._network_for(x) if network is None else network

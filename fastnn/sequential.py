@@ -287,7 +287,8 @@ class Sequential:
         validation_steps : int, optional
             Batches to evaluate; by default all.
         validation_batch_size : int, optional
-            Samples evaluated at once; it affects speed only, and with `validation_steps` how many samples are taken.
+            Samples evaluated at once, which affects speed only; with `validation_steps` they are a step (by default
+            `batch_size` samples are).
         validation_freq : int or list of int
             Evaluate after every so many epochs, or after these (counted from 1).
 

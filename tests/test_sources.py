@@ -326,10 +326,11 @@ def test_validation_of_some_samples():
         ({"validation_batch_size": 7}, 50),
         ({"validation_batch_size": 7, "validation_steps": 3}, 21),
         ({"validation_steps": 1}, 32),
+        ({"validation_steps": 2, "batch_size": 11}, 22),
         ({"validation_steps": 99}, 50),
     ):
         history = model.fit(X, Y, epochs=1, shuffle=False, validation_data=(X, Y), verbose=0, **arguments)
-        reference.fit(X, Y, ref.SGD(learning_rate=0.1), 32, 1)
+        reference.fit(X, Y, ref.SGD(learning_rate=0.1), arguments.get("batch_size", 32), 1)
         assert history.history["val_loss"] == pytest.approx([reference.loss(X[:n], Y[:n])], rel=1e-10)
 
 
