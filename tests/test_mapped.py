@@ -162,7 +162,7 @@ def test_samples_that_are_not_matrices(tmp_path):
         )
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert results[0][-1].shape == (32, 3)
+    assert results[0][-2].shape == (32, 3)
 
 
 def test_errors_are_those_of_arrays(tmp_path):
