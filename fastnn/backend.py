@@ -31,6 +31,7 @@ class Backend(Protocol):
         buffers: Mapping[str, np.ndarray],
         sums: int,
         threads: int,
+        like: Any = None,
     ) -> Any:
         """A program that can be run."""
 

@@ -29,7 +29,7 @@ class Callback:
     model : Sequential
         The model that is trained.
     params : dict
-        ``epochs``, ``steps`` and ``verbose`` of the call of `fit`.
+        ``epochs``, ``steps`` (None where a batch source does not tell) and ``verbose`` of the call of `fit`.
 
     Examples
     --------
@@ -366,7 +366,8 @@ class ProgressBar(Callback):
         if self.mode == 2:
             print(f"Epoch {epoch + 1}/{self.params['epochs']}: {figures}", flush=True)
         else:
-            self._bar.update(self.params["steps"] - self._bar.n)
+            if self.params["steps"] is not None:  # as with a batch source that does not know its length
+                self._bar.update(self.params["steps"] - self._bar.n)
             self._bar.set_postfix_str(figures)
             self._bar.close()
             self._bar = None

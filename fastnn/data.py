@@ -1,7 +1,11 @@
 """What users pass in: validated, and described for a plan, before any work is done.
 
-Arrays are read where they are: float32, float64 and uint8 in any strides; other numbers are converted once.
+Arrays are read where they are: float32, float64 and uint8 in any strides; other numbers are converted once.  That goes
+for files mapped to memory, too: what is checked is checked a piece at a time, and nothing as large as the data is made.
 """
+
+import mmap
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,10 +26,32 @@ def as_numbers(value: object, name: str) -> np.ndarray:
     return array
 
 
-def readable(array: np.ndarray, dtype: str) -> np.ndarray:
-    """`array` as kernels can read it: a direct dtype in native byte order, aligned, whole-element strides."""
+def is_direct(array: np.ndarray) -> bool:
+    """Whether kernels can read the array: a direct dtype in native byte order, aligned, whole-element strides."""
     whole = all(stride % array.itemsize == 0 for stride in array.strides)
-    if array.dtype.name in DIRECT and array.dtype.isnative and array.flags.aligned and whole:
+    return array.dtype.name in DIRECT and array.dtype.isnative and array.flags.aligned and whole
+
+
+def is_mapped(array: object) -> bool:
+    """Whether the array's memory is a file."""
+    while isinstance(array, np.ndarray | memoryview):
+        array = array.base if isinstance(array, np.ndarray) else array.obj
+    return isinstance(array, mmap.mmap)
+
+
+def is_whole(array: object) -> bool:
+    """Whether a file mapped to memory would have to be converted as a whole, to be read as a matrix of samples.
+
+    One number a sample (class numbers, say) is no matter.
+    """
+    if not isinstance(array, np.ndarray) or array.ndim < 2 or len(array) == 0 or not is_mapped(array):
+        return False
+    return not (is_direct(array) and np.may_share_memory(array[:1].reshape(1, -1), array))
+
+
+def readable(array: np.ndarray, dtype: str) -> np.ndarray:
+    """`array`, if it is direct, else a copy that is."""
+    if is_direct(array):
         return array
     return np.ascontiguousarray(array, dtype=array.dtype.name if array.dtype.name in DIRECT else dtype)
 
@@ -36,6 +62,13 @@ def matrix(array: np.ndarray, dtype: str, scale: float = 1.0, offset: float = 0.
     rows = readable(rows, dtype)
     row, col = (stride // rows.itemsize for stride in rows.strides)
     return rows, Feed(rows.dtype.name, rows.shape[1], row, col, scale, offset)
+
+
+def pieces(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The array in pieces of about a megabyte, each with its first index: checks of all elements need temporaries."""
+    rows = max(1, len(array) * (1 << 20) // max(array.nbytes, 1))
+    for first in range(0, len(array), rows):
+        yield first, array[first : first + rows]
 
 
 def samples(x: object, input_shape: tuple[int, ...] | None, name: str = "x") -> np.ndarray:
@@ -66,10 +99,22 @@ def targets(y: object, loss: Loss, units: int, n: int, dtype: str) -> np.ndarray
     array = as_numbers(y, "y")
     if array.ndim == 0 or len(array) != n:
         raise ValueError(f"y must have one entry for each of the {n} samples of x, got shape {array.shape}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(f"y holds {array[where]} at {where}: targets must be finite")
+    if array.dtype.kind == "f":
+        for first, piece in pieces(array):
+            if not np.isfinite(piece).all():
+                row, *rest = (int(i) for i in np.argwhere(~np.isfinite(piece))[0])
+                where = (first + row, *rest)
+                raise ValueError(f"y holds {array[where]} at {where}: targets must be finite")
     return _labels(array, loss, units) if loss.labels else _values(array, loss, units, dtype)
+
+
+def are_targets(y: np.ndarray, loss: Loss, units: int) -> bool:
+    """Whether `targets` would return the array as it is, given that it did so for one of this shape and dtype."""
+    if loss.labels:
+        return int(np.maximum.reduce(y.view(np.uint64))) < units  # negative numbers become large ones
+    if loss.activation is not None:
+        return bool(np.minimum.reduce(y, axis=None) >= 0 and np.maximum.reduce(y, axis=None) <= 1)  # NaN is neither
+    return y.dtype.kind != "f" or bool(np.isfinite(y).all())
 
 
 def _labels(array: np.ndarray, loss: Loss, units: int) -> np.ndarray:
@@ -81,7 +126,7 @@ def _labels(array: np.ndarray, loss: Loss, units: int) -> np.ndarray:
     labels = np.ascontiguousarray(array, dtype=np.int64)
     if array.dtype.kind == "f" and (labels != array).any():
         raise ValueError(f"y must hold whole class numbers for {loss.name}, got {array[labels != array][0]}")
-    low, high = int(labels.min()), int(labels.max())
+    low, high = int(np.minimum.reduce(labels)), int(np.maximum.reduce(labels))
     if low < 0 or high >= units:
         raise ValueError(
             f"y must hold class numbers from 0 to {units - 1} (the last layer has {units} units), got {low} to {high}"

@@ -37,7 +37,7 @@ class Optimizer:
         self._learning_rate = _names.number(value, "learning_rate", low=0)
 
     def rates(self, steps: int) -> np.ndarray:
-        """Step sizes of the next `steps` updates, float64."""
+        """Step sizes of the next `steps` updates, float64; one or a row of them for each."""
         return np.full(steps, self.learning_rate)
 
     def update(self) -> Update:
@@ -144,7 +144,123 @@ class Adam(Optimizer):
         }
 
 
-CLASSES: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam}
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), in Keras' form.
+
+    ``p -= learning_rate weight_decay p``, then as `Adam`.  Biases decay, too, as in Keras.
+
+    Parameters
+    ----------
+    learning_rate : float
+        At least 0.
+    weight_decay : float
+        At least 0.  (torch has 0.01.)
+    beta_1, beta_2, epsilon : float
+        As for `Adam`.
+
+    Examples
+    --------
+    >>> import fastnn
+    >>> fastnn.optimizers.AdamW(weight_decay=0.01).weight_decay
+    0.01
+    """
+
+    name = "adamw"
+
+    def __init__(
+        self,
+        learning_rate: float = 0.001,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+    ) -> None:
+        super().__init__(learning_rate, beta_1, beta_2, epsilon)
+        self.weight_decay = _names.number(weight_decay, "weight_decay", low=0)
+
+    def rates(self, steps: int) -> np.ndarray:
+        """Adam's step sizes, and what a parameter keeps of itself: float64, (steps, 2)."""
+        keep = np.full(steps, 1 - self.learning_rate * self.weight_decay)
+        return np.stack([super().rates(steps), keep], axis=1)
+
+    def update(self) -> Update:
+        """What the optimizer is in a plan."""
+        return Update("adamw", 2, super().update().constants)
+
+    def get_config(self) -> dict:
+        """Arguments that build the same optimizer again."""
+        return super().get_config() | {"weight_decay": self.weight_decay}
+
+
+class RMSprop(Optimizer):
+    """RMSprop (Tieleman and Hinton, 2012), in Keras' form.
+
+    ``v = rho v + (1 - rho) g^2`` and ``p -= learning_rate g / sqrt(v + epsilon)``, or with momentum
+    ``m = momentum m + learning_rate g / sqrt(v + epsilon)`` and ``p -= m``.
+
+    Parameters
+    ----------
+    learning_rate : float
+        At least 0.
+    rho : float
+        Decay of the mean of squares, from 0 to less than 1.
+    momentum : float
+        From 0 to 1.
+    epsilon : float
+        Added below the root; above 0.  (torch adds 1e-8 to the root, has rho 0.99 and a learning rate of 0.01.)
+
+    Notes
+    -----
+    Keras' ``centered=True``, which subtracts the squared mean of the gradients, is not offered: rounding can make what
+    is left below the root negative.
+
+    Examples
+    --------
+    >>> import fastnn
+    >>> fastnn.optimizers.RMSprop(momentum=0.9)
+    RMSprop(learning_rate=0.001, rho=0.9, momentum=0.9, epsilon=1e-07)
+    """
+
+    name = "rmsprop"
+
+    def __init__(
+        self,
+        learning_rate: float = 0.001,
+        rho: float = 0.9,
+        momentum: float = 0.0,
+        epsilon: float = 1e-7,
+        centered: bool = False,
+    ) -> None:
+        super().__init__(learning_rate)
+        self.rho = _names.number(rho, "rho", low=0, high=1, open_high=True)
+        self.momentum = _names.number(momentum, "momentum", low=0, high=1)
+        self.epsilon = _names.number(epsilon, "epsilon", low=0, open_low=True)
+        if centered:
+            raise ValueError(f"centered must be False, the only form that RMSprop has here; got {centered!r}")
+
+    def update(self) -> Update:
+        """What the optimizer is in a plan."""
+        constants = (("decay_2", 1 - self.rho), ("epsilon", self.epsilon))
+        if self.momentum == 0:
+            return Update("rmsprop", 1, constants)
+        return Update("rmsprop_momentum", 2, (*constants, ("momentum", self.momentum)))
+
+    def get_config(self) -> dict:
+        """Arguments that build the same optimizer again."""
+        return {
+            "learning_rate": self.learning_rate,
+            "rho": self.rho,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+        }
+
+
+CLASSES: dict[str, type[SGD] | type[Adam] | type[RMSprop]] = {
+    "sgd": SGD,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RMSprop,
+}
 
 
 def get(identifier: object) -> Optimizer:

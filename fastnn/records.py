@@ -100,13 +100,13 @@ UPDATE = Record(  # one optimizer update of p by the gradient
     "update",
     p="T*",
     p_row="int",
-    s0="T*",  # momentum, or Adam's first moment
-    s1="T*",  # Adam's second moment
+    s0="T*",  # momentum, Adam's first moment, or RMSprop's mean of squares
+    s1="T*",  # Adam's second moment, or RMSprop's momentum
     g="T*",  # the gradient, where it lies in memory (flat updates)
     n="int",
     momentum="float",
     decay_1="float",  # 1 - beta_1, given so that it is not rounded twice
-    decay_2="float",  # 1 - beta_2
+    decay_2="float",  # 1 - beta_2, or 1 - rho
     epsilon="float",
 )
 
@@ -255,7 +255,7 @@ RUN = Record(
     short_step="int",  # the step that uses them, or -1
     first="int",
     stop="int",  # the step after the last one
-    rate="f64*",  # the optimizer's step size, one a step
+    rate="f64*",  # the optimizer's step sizes, one a step (or two: see fastnn.optimizers.AdamW)
     origin="int",  # training steps before step 0 of this run (dropout's counter)
     seed="int",
     team="i64*",  # the barrier's counters (fastnn.cpu.engine)
@@ -263,5 +263,5 @@ RUN = Record(
     done="i64*",  # the step that comes next: read by the caller while the team works
     halt="i64*",  # set by the caller: stop after this step
     worker="int",  # which helper this record belongs to (fastnn.cpu.crowd)
-    ready="i64*",  # the columns of B that this helper has packed, or 0 where threads are not helpers
+    ready="i64*",  # the columns of B that this helper has packed, or 0 where threads are not helpers; `attend`'s jobs
 )

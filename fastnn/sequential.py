@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnn import _names, backend, losses, metrics, optimizers, saving, training
+from fastnn import _names, backend, batches, data, fitting, losses, metrics, optimizers, saving, training
 from fastnn.callbacks import Callback, History
 from fastnn.layers import Activation, Dense, Dropout, Input, Layer, Rescaling, Shape
 from fastnn.network import Network
@@ -237,18 +237,27 @@ class Sequential:
         verbose: str | int = "auto",
         callbacks: list[Callback] | None = None,
         validation_split: float = 0.0,
-        validation_data: tuple | None = None,
+        validation_data: Any = None,
         shuffle: bool = True,
         class_weight: dict[int, float] | None = None,
         sample_weight: object = None,
         initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: Any = 1,
     ) -> History:
         """Train the model.
 
         Parameters
         ----------
-        x : array of shape (n, ...)
-            Samples.  float32, float64 and uint8 are read in place, batch by batch; other numbers are converted once.
+        x : array of shape (n, ...), or a batch source
+            Samples.  float32, float64 and uint8 are read in place, batch by batch; other numbers are converted once,
+            and batch by batch where the array is a file mapped to memory (`numpy.memmap`).
+
+            Or what yields batches ``(x, y)`` or ``(x, y, sample_weight)`` of any sizes: a generator, an object with
+            ``__len__`` and ``__getitem__`` whose items are batches (Keras' `PyDataset`), or any other iterable, such
+            as torch's `DataLoader`.  Then `y`, `batch_size`, `sample_weight` and `validation_split` are not given.
         y : array
             Targets: class numbers (n,) or values (n, units), as the loss needs.
         batch_size : int, optional
@@ -262,16 +271,26 @@ class Sequential:
             Called around epochs and batches.
         validation_split : float
             Share of the samples, taken from the end, that is not trained on but evaluated after each epoch.
-        validation_data : tuple, optional
+        validation_data : tuple or batch source, optional
             ``(x, y)`` or ``(x, y, sample_weight)`` to evaluate instead.
         shuffle : bool
-            Whether each epoch takes the samples in a new random order.
+            Whether each epoch takes the samples (of a batch source with ``__getitem__`` the batches; other sources
+            have their own order) in a new random order.
         class_weight : dict, optional
             From class to the weight of its samples.
         sample_weight : array of shape (n,), optional
             Weights of the samples.
         initial_epoch : int
             Where counting starts.
+        steps_per_epoch : int, optional
+            Batches that make an epoch; the next one goes on behind them.  By default an epoch is all batches.
+        validation_steps : int, optional
+            Batches to evaluate; by default all.
+        validation_batch_size : int, optional
+            Samples evaluated at once, which affects speed only; with `validation_steps` they are a step (by default
+            `batch_size` samples are).
+        validation_freq : int or list of int
+            Evaluate after every so many epochs, or after these (counted from 1).
 
         Returns
         -------
@@ -287,9 +306,10 @@ class Sequential:
 
         Notes
         -----
-        Ctrl-C raises KeyboardInterrupt after the current batch: the model is usable as of that batch.
+        Ctrl-C raises KeyboardInterrupt after the current batch: the model is usable as of that batch.  So does an error
+        that a batch source raises: it is passed on as it is.
         """
-        return training.fit(
+        return fitting.fit(
             self,
             x,
             y,
@@ -303,6 +323,10 @@ class Sequential:
             class_weight=class_weight,
             sample_weight=sample_weight,
             initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            validation_batch_size=validation_batch_size,
+            validation_freq=validation_freq,
         )
 
     def evaluate(
@@ -312,18 +336,21 @@ class Sequential:
         batch_size: int | None = None,
         verbose: str | int = "auto",
         sample_weight: object = None,
+        steps: int | None = None,
         return_dict: bool = False,
     ) -> Any:
         """Return the loss and the metrics over samples.
 
         Parameters
         ----------
-        x, y, sample_weight : arrays
+        x, y, sample_weight : arrays, or x a batch source
             As in `fit`.
         batch_size : int, optional
             Samples computed at once; it affects speed only.
         verbose : {"auto", 0, 1, 2}
             1 and 2 print the figures; "auto" does not.
+        steps : int, optional
+            Batches to evaluate (of `batch_size` samples where x is an array, 32 by default); by default all.
         return_dict : bool
             Whether to return a dict instead of a list.
 
@@ -332,7 +359,7 @@ class Sequential:
         float, list of float, or dict
             The loss alone without metrics, else ``[loss, metric, ...]``.
         """
-        logs = training.evaluate(self, x, y, batch_size=batch_size, sample_weight=sample_weight)
+        logs = fitting.evaluate(self, x, y, batch_size=batch_size, sample_weight=sample_weight, steps=steps)
         if verbose in (1, 2):
             print(", ".join(f"{name}={value:.4f}" for name, value in logs.items()))
         if return_dict:
@@ -340,17 +367,21 @@ class Sequential:
         values = list(logs.values())
         return values if len(values) > 1 else values[0]
 
-    def predict(self, x: object, batch_size: int | None = None, verbose: str | int = "auto") -> np.ndarray:
+    def predict(
+        self, x: object, batch_size: int | None = None, verbose: str | int = "auto", steps: int | None = None
+    ) -> np.ndarray:
         """Return the outputs for samples, (n, units) in the model's dtype.
 
         Parameters
         ----------
-        x : array of shape (n, ...)
-            Samples, as in `fit`.
+        x : array of shape (n, ...), or a batch source
+            Samples, as in `fit`; a batch is x or a tuple that begins with it.
         batch_size : int, optional
             Samples computed at once; it affects speed and memory only.
         verbose
             Accepted for compatibility; prediction shows no progress.
+        steps : int, optional
+            Batches to predict (of `batch_size` samples where x is an array, 32 by default); by default all.
 
         Examples
         --------
@@ -361,7 +392,9 @@ class Sequential:
                [1., 1.],
                [1., 1.]], dtype=float32)
         """
-        return training.predict(self, x, batch_size)
+        if steps is None and type(x) is np.ndarray and not data.is_whole(x):  # the usual case
+            return training.predict(self, x, batch_size)
+        return fitting.predict(self, x, batch_size, steps)
 
     def predict_on_batch(self, x: object) -> np.ndarray:
         """Return the outputs for samples computed as one batch."""
@@ -376,7 +409,7 @@ class Sequential:
         return_dict: bool = False,
     ) -> Any:
         """Do one optimizer step on a batch and return its loss and metrics (as before the step)."""
-        logs = training.train_on_batch(self, x, y, sample_weight, class_weight)
+        logs = batches.train_on_batch(self, x, y, sample_weight, class_weight)
         if return_dict:
             return logs
         values = list(logs.values())

@@ -184,6 +184,12 @@ def adam(p, g, m, v, step, learning_rate=1e-3, beta_1=0.9, beta_2=0.999, epsilon
     return p - rate * m / (np.sqrt(v) + epsilon), m, v
 
 
+def rmsprop(p, g, v, m=0.0, learning_rate=1e-3, rho=0.9, momentum=0.0, epsilon=1e-7):
+    v = rho * v + (1 - rho) * g * g
+    m = momentum * m + learning_rate * g / np.sqrt(v + epsilon)
+    return p - m, v, m
+
+
 class SGD:
     """One parameter list's state for `sgd`."""
 
@@ -199,9 +205,10 @@ class SGD:
 
 
 class Adam:
-    """One parameter list's state for `adam`."""
+    """One parameter list's state for `adam`; with weight decay AdamW's."""
 
-    def __init__(self, **hyperparameters):
+    def __init__(self, weight_decay=0.0, **hyperparameters):
+        self.weight_decay = weight_decay
         self.hyperparameters = hyperparameters
         self.m = self.v = None
         self.step = 0
@@ -210,11 +217,30 @@ class Adam:
         self.step += 1
         self.m = self.m or [np.zeros_like(p) for p in params]
         self.v = self.v or [np.zeros_like(p) for p in params]
+        rate = self.hyperparameters.get("learning_rate", 1e-3)
+        params = [p - rate * self.weight_decay * p for p in params]
         new = [
             adam(p, g, m, v, self.step, **self.hyperparameters)
             for p, g, m, v in zip(params, grads, self.m, self.v, strict=True)
         ]
         self.m, self.v = [m for _, m, _ in new], [v for _, _, v in new]
+        return [p for p, _, _ in new]
+
+
+class RMSprop:
+    """One parameter list's state for `rmsprop`."""
+
+    def __init__(self, **hyperparameters):
+        self.hyperparameters = hyperparameters
+        self.states = None
+
+    def update(self, params, grads):
+        self.states = self.states or [(np.zeros_like(p), np.zeros_like(p)) for p in params]
+        new = [
+            rmsprop(p, g, *state, **self.hyperparameters)
+            for p, g, state in zip(params, grads, self.states, strict=True)
+        ]
+        self.states = [(v, m) for _, v, m in new]
         return [p for p, _, _ in new]
 
 

@@ -203,7 +203,7 @@ def test_which_updates_are_direct(dtype):
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["C", "strided", "large"])
-@pytest.mark.parametrize("rule", ["sgd", "momentum", "nesterov", "adam"])
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "nesterov", "adam", "rmsprop", "rmsprop_momentum"])
 def test_updates_either_way(rule, layout, dtype):
     shape = (calls.SMALL + 3,) if layout == "large" else (19, 8)
     start = random(shape), random(shape, seed=1), np.abs(random(shape, seed=2)), np.abs(random(shape, seed=3))
@@ -215,6 +215,8 @@ def test_updates_either_way(rule, layout, dtype):
         for step in (1, 2):
             if rule == "adam":
                 fastnn.adam_update(p, g, m, v, step, learning_rate=0.1)
+            elif rule.startswith("rmsprop"):
+                fastnn.rmsprop_update(p, g, v, m, momentum=0.9 if rule == "rmsprop_momentum" else 0.0)
             else:
                 momentum = 0.0 if rule == "sgd" else 0.9
                 fastnn.sgd_update(p, g, m, learning_rate=0.1, momentum=momentum, nesterov=rule == "nesterov")
@@ -250,6 +252,7 @@ def test_maps_and_updates_stay_within(n, dtype, end):
     p, g, m, v = (guarded.array for guarded in arrays)
     for _ in range(2):
         fastnn.adam_update(p, g, m, v, 3)
+        fastnn.rmsprop_update(p, g, v, m, momentum=0.9)
         fastnn.softmax(p, out=g)
         fastnn.softmax_derivative(g, p, out=m)
         fastnn.sigmoid(m, out=v)
@@ -280,6 +283,7 @@ def every_call():
         lambda: fastnn.relu(x.T),
         lambda: fastnn.adam_update(p, g, m, v, 1),
         lambda: fastnn.sgd_update(p, g),
+        lambda: fastnn.rmsprop_update(p, g, v),
         fail,
     ]
 

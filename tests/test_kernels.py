@@ -304,7 +304,7 @@ def test_metrics(end, name, dtype):
 # --- optimizers -----------------------------------------------------------------------------------------------------
 
 CONSTANTS = {"momentum": 0.9, "decay_1": 0.1, "decay_2": 0.001, "epsilon": 1e-7}
-STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2}
+STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "rmsprop": 1, "rmsprop_momentum": 2}
 RATE = 0.03
 
 
@@ -314,6 +314,9 @@ def update_reference(name, p, s0, s1, g):
         m = s0 + 0.1 * (g - s0)
         v = s1 + 0.001 * (g * g - s1)
         return p - RATE * m / (np.sqrt(v) + 1e-7), m, v
+    if name.startswith("rmsprop"):
+        momentum = 0.9 if name == "rmsprop_momentum" else 0.0
+        return ref.rmsprop(p, g, s0, s1, RATE, rho=0.999, momentum=momentum)
     new, velocity = ref.sgd(p, g, s0, RATE, 0.0 if name == "sgd" else 0.9, name == "nesterov")
     return new, velocity, s1
 
@@ -326,7 +329,7 @@ def test_flat_updates(end, name, dtype):
     rates = np.array([np.nan, RATE])  # one a step
     for n, threads in itertools.product((0, *lengths(dtype), 10 * w + 1), (1, 2, 3)):
         p, s0, g = (random(n, dtype, seed) for seed in (1, 2, 3))
-        s1 = np.abs(random(n, dtype, 4))
+        s0, s1 = np.abs(s0), np.abs(random(n, dtype, 4))  # means of squares are not negative
         held = [Guarded(a, end) for a in (p, s0, s1, g)]
         fields = dict(zip(("p", "s0", "s1", "g"), (h.array for h in held), strict=True))
         for absent in ("s0", "s1")[STATES[name] :]:
@@ -343,30 +346,32 @@ def test_flat_updates(end, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("name", [*STATES, "adamw"])
 @pytest.mark.parametrize("end", ENDS)
 def test_updates_of_a_tile(end, name, dtype):
     """The tile at (i, j) of p, whose rows are whole vectors; what the tile does not cover stays as it is."""
     w = lanes(dtype)
-    rates = np.array([RATE])
+    states = STATES.get(name, 2)
+    keep = 0.75 if name == "adamw" else 1.0
+    rates = np.array([RATE, keep])
     i, rows = 1, 3
     for j, cols, ld in ((0, w, w), (0, 2 * w, 2 * w), (w, w, 2 * w), (w, 2 * w, 4 * w)):
         shape = (i + rows + (end == "start"), ld)
         p, s0 = random(shape, dtype, 1), random(shape, dtype, 2)
-        s1 = np.abs(random(shape, dtype, 3))
+        s0, s1 = np.abs(s0), np.abs(random(shape, dtype, 3))
         held = [Guarded(a, end) for a in (p, s0, s1)]
         fields = dict(zip(("p", "s0", "s1"), (h.array for h in held), strict=True))
-        for absent in ("s0", "s1")[STATES[name] :]:
+        for absent in ("s0", "s1")[states:]:
             fields[absent] = 0
         tile = guarded(random((rows, 2 * w), dtype, 4), end)
         op, run = record(UPDATE, p_row=ld, **fields, **CONSTANTS), record(RUN, threads=1, rate=rates)
         function = EPILOGUE(loader.address(f"optimizers.{name}", dtype))
         function(address(op), address(run), 0, address(tile), 2 * w, i, j, rows, cols)
         place = np.s_[i : i + rows, j : j + cols]
-        new = update_reference(name, p[place], s0[place], s1[place], tile[:, :cols])
+        new = update_reference(name.rstrip("w"), keep * p[place], s0[place], s1[place], tile[:, :cols])
         for k, before in enumerate((p, s0, s1)):
             expected = before.astype(float)
-            if k <= STATES[name]:
+            if k <= states:
                 expected[place] = new[k]
             np.testing.assert_allclose(held[k].array, expected, **close(dtype))
             outside = np.ones(shape, bool)

@@ -178,6 +178,22 @@ def test_adam_update(shape, dtype):
         np.testing.assert_allclose(actual, expected, **tolerance)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (7,), (0,), (33, 65), (3, 4, 5)])
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+def test_rmsprop_update(momentum, shape, dtype):
+    p, v, m = random(shape, dtype), np.zeros(shape, dtype), np.zeros(shape, dtype)
+    state = [a.astype(float) for a in (p, v, m)]
+    arguments = {"learning_rate": 0.05, "rho": 0.8, "momentum": momentum, "epsilon": 1e-5}
+    for step in range(1, 6):
+        (g,) = read_only(random(shape, dtype, step))
+        fastnn.rmsprop_update(p, g, v, *([m] if momentum else []), **arguments)
+        state = ref.rmsprop(state[0], g.astype(float), state[1], state[2], **arguments)
+    tolerance = {"rtol": 2e-5, "atol": 1e-6} if dtype == "float32" else {"rtol": 1e-12, "atol": 1e-14}
+    for actual, expected in zip((p, v, m) if momentum else (p, v), state, strict=False):
+        np.testing.assert_allclose(actual, expected, **tolerance)
+
+
 def test_update_defaults():
     p, g = random(9), random(9, seed=1)
     q = p.copy()
@@ -186,6 +202,9 @@ def test_update_defaults():
     q, m, v = p.copy(), np.zeros(9), np.zeros(9)
     fastnn.adam_update(q, g, m, v, 1)
     np.testing.assert_allclose(q, ref.adam(p, g, 0, 0, 1)[0], rtol=1e-12)
+    q, v = p.copy(), np.zeros(9)
+    fastnn.rmsprop_update(q, g, v)
+    np.testing.assert_allclose(q, ref.rmsprop(p, g, 0)[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("view", ["strided", "transposed", "reversed"])
@@ -219,6 +238,14 @@ BAD_UPDATES = [
     (lambda p, g: fastnn.adam_update(p, g, np.zeros(5), np.zeros(5), 1, beta_1=1.0), ValueError, r"beta_1.*1"),
     (lambda p, g: fastnn.adam_update(p, g, np.zeros(5), np.zeros(5), 1, epsilon=np.nan), ValueError, "epsilon.*nan"),
     (lambda p, g: fastnn.adam_update(p, g, np.zeros(5, int), np.zeros(5), 1), TypeError, "int64"),
+    (lambda p, g: fastnn.adam_update(p, g, None, np.zeros(5), 1), ValueError, r"\bm is missing"),
+    (lambda p, g: fastnn.adam_update(p, g, np.zeros(5), None, 1), ValueError, r"\bv is missing"),
+    (lambda p, g: fastnn.rmsprop_update(p, g, None), ValueError, r"\bv is missing"),
+    (lambda p, g: fastnn.rmsprop_update(p, g, np.zeros(4)), ValueError, r"\bv must.*\(4,\)"),
+    (lambda p, g: fastnn.rmsprop_update(p, g, np.zeros(5), momentum=0.5), ValueError, "velocity is missing"),
+    (lambda p, g: fastnn.rmsprop_update(p, g, np.zeros(5), g[:4].copy(), momentum=0.5), ValueError, r"velo.*\(4,\)"),
+    (lambda p, g: fastnn.rmsprop_update(p, g, np.zeros(5), rho=1.0), ValueError, r"rho.*1"),
+    (lambda p, g: fastnn.rmsprop_update(p, g, np.zeros(5), epsilon=0.0), ValueError, r"epsilon.*0"),
 ]
 
 

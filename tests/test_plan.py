@@ -26,6 +26,8 @@ OPTIMIZERS = {
     "momentum": lambda: fastnn.optimizers.SGD(0.05, momentum=0.9),
     "nesterov": lambda: fastnn.optimizers.SGD(0.05, momentum=0.9, nesterov=True),
     "adam": lambda: fastnn.optimizers.Adam(0.01),
+    "adamw": lambda: fastnn.optimizers.AdamW(0.01, weight_decay=0.1),
+    "rmsprop": lambda: fastnn.optimizers.RMSprop(0.01, momentum=0.5),
 }
 NETWORKS = {
     "mlp": ([Dense(19, "relu"), Dense(5, "softmax")], "sparse_categorical_crossentropy", ["accuracy"]),

@@ -120,6 +120,14 @@ def test_adam_with_constant_gradient_keeps_its_pace():
         assert p == pytest.approx(0.1 * step)
 
 
+def test_rmsprop():
+    """Keras' formula by hand: epsilon below the root, the learning rate within the momentum."""
+    p, v, m = ref.rmsprop(1.0, 2.0, 0.5, learning_rate=0.1, rho=0.75, epsilon=0.625)
+    assert (p, v, m) == (pytest.approx(1 - 0.2 / np.sqrt(2)), pytest.approx(1.375), pytest.approx(0.2 / np.sqrt(2)))
+    p, v, m = ref.rmsprop(1.0, 2.0, 0.5, 0.3, learning_rate=0.1, rho=0.75, momentum=0.5, epsilon=0.625)
+    assert (p, v, m) == (pytest.approx(0.85 - 0.2 / np.sqrt(2)), 1.375, pytest.approx(0.15 + 0.2 / np.sqrt(2)))
+
+
 def random_mlp(sizes, activations, loss, from_logits=False, bias=True):
     rng = np.random.default_rng(3)
     layers = [

@@ -1,4 +1,4 @@
-"""Adam's quotient to the last bits; subnormal numbers count in the functions and are 0 in the engine."""
+"""Quotients of Adam and RMSprop to the last bits; subnormal numbers count in the functions and are 0 in the engine."""
 
 import numpy as np
 import pytest
@@ -12,25 +12,45 @@ from fastnn.records import UPDATE
 TINY = np.finfo(np.float32).tiny
 
 
-def quotient(m, v, epsilon):
-    """``-m / (sqrt(v) + epsilon)``, by an Adam update that leaves the moments as they are."""
-    p, g, m, v = np.zeros_like(m), np.zeros_like(m), m.copy(), v.copy()
-    values = {"p": address(p), "s0": address(m), "s1": address(v), "g": address(g), "n": p.size}
+def updated(rule, epsilon, **arrays):
+    """What one update makes of parameters that are 0, with a rate of 1 and moments that stay as they are."""
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    p = np.zeros_like(arrays["g"])
+    values = {name: address(array) for name, array in arrays.items()} | {"p": address(p), "n": p.size}
     values |= {"epsilon": epsilon, "decay_1": 0.0, "decay_2": 0.0}
-    immediate.run("optimizers.adam_flat", p.dtype, UPDATE, values, work=0, threads=1, rate=1.0)
+    immediate.run(f"optimizers.{rule}_flat", p.dtype, UPDATE, values, work=0, threads=1, rate=1.0)
     return p
 
 
+QUOTIENTS = {
+    "adam": (
+        lambda m, v, epsilon: -m / (np.sqrt(v) + epsilon),
+        lambda m, v, epsilon: updated("adam", epsilon, g=np.zeros_like(m), s0=m, s1=v),
+    ),
+    "rmsprop": (
+        lambda g, v, epsilon: -g / np.sqrt(v + epsilon),
+        lambda g, v, epsilon: updated("rmsprop", epsilon, g=g, s0=v),
+    ),
+    "rmsprop_momentum": (
+        lambda g, v, epsilon: -g / np.sqrt(v + epsilon),
+        lambda g, v, epsilon: updated("rmsprop_momentum", epsilon, g=g, s0=v, s1=np.zeros_like(g)),
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", QUOTIENTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("epsilon", [1e-7, 1e-3, 1.0])
-def test_division_by_a_root(dtype, epsilon):
+def test_division_by_a_root(dtype, epsilon, rule):
     rng = np.random.default_rng(0)
     n = 300_001
     limit = 18.0 if dtype == "float32" else 150.0
     m = (rng.standard_normal(n) * 10.0 ** rng.uniform(-limit, limit, n)).astype(dtype)
     v = (10.0 ** rng.uniform(-2 * limit, 2 * limit, n)).astype(dtype)
     v[::7] = 0
-    exact = -m.astype(np.longdouble) / (np.sqrt(v.astype(np.longdouble)) + np.dtype(dtype).type(epsilon))
+    v[1::7] = rng.uniform(0, 4, v[1::7].size)
+    truth, quotient = QUOTIENTS[rule]
+    exact = truth(m.astype(np.longdouble), v.astype(np.longdouble), np.dtype(dtype).type(epsilon))
     normal = (np.abs(exact) > np.finfo(dtype).tiny * 4) & (np.abs(exact) < np.finfo(dtype).max)
     error = np.abs(quotient(m, v, epsilon) - exact)[normal] / np.spacing(np.abs(exact[normal]).astype(dtype))
     assert normal.sum() > n / 2

@@ -46,6 +46,19 @@ OPTIMIZERS = {
         lambda: optimizers.Adam(0.02, beta_1=0.8, beta_2=0.95, epsilon=1e-4),
         lambda: ref.Adam(learning_rate=0.02, beta_1=0.8, beta_2=0.95, epsilon=1e-4),
     ),
+    "AdamW": (lambda: optimizers.AdamW(0.01), lambda: ref.Adam(learning_rate=0.01, weight_decay=0.004)),
+    "AdamW, all set": (
+        lambda: optimizers.AdamW(0.02, weight_decay=0.5, beta_1=0.8, beta_2=0.95, epsilon=1e-4),
+        lambda: ref.Adam(learning_rate=0.02, weight_decay=0.5, beta_1=0.8, beta_2=0.95, epsilon=1e-4),
+    ),
+    "'adamw'": (lambda: "adamw", lambda: ref.Adam(learning_rate=0.001, weight_decay=0.004)),
+    "RMSprop": (lambda: optimizers.RMSprop(0.01), lambda: ref.RMSprop(learning_rate=0.01)),
+    "RMSprop, all set": (
+        lambda: optimizers.RMSprop(0.01, rho=0.8, momentum=0.7, epsilon=1e-3),
+        lambda: ref.RMSprop(learning_rate=0.01, rho=0.8, momentum=0.7, epsilon=1e-3),
+    ),
+    "'rmsprop'": (lambda: "rmsprop", lambda: ref.RMSprop(learning_rate=0.001)),
+    "'RMSprop'": (lambda: "RMSprop", lambda: ref.RMSprop(learning_rate=0.001)),
     "'sgd'": (lambda: "sgd", lambda: ref.SGD(learning_rate=0.01)),
     "'adam'": (lambda: "adam", lambda: ref.Adam(learning_rate=0.001)),
 }

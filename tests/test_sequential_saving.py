@@ -55,13 +55,16 @@ def test_model_round_trip(tmp_path, load, dtype):
     assert np.isfinite(loaded.fit(X, LABELS, verbose=0).history["loss"]).all()
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "momentum", "Adam"])
+@pytest.mark.parametrize("optimizer", ["SGD", "momentum", "Adam", "AdamW", "RMSprop", "RMSprop, momentum"])
 def test_loaded_optimizer_goes_on_where_it_was(tmp_path, optimizer):
     path = tmp_path / "model.safetensors"
     chosen = {
         "SGD": optimizers.SGD(0.125),
         "momentum": optimizers.SGD(0.0625, momentum=0.5, nesterov=True),
         "Adam": optimizers.Adam(0.02, beta_1=0.8, beta_2=0.95, epsilon=1e-5),
+        "AdamW": optimizers.AdamW(0.02, weight_decay=0.1),
+        "RMSprop": optimizers.RMSprop(0.02, rho=0.8, epsilon=1e-5),
+        "RMSprop, momentum": optimizers.RMSprop(0.02, rho=0.8, momentum=0.5),
     }
     model = trained(optimizer=chosen[optimizer], dropout=0.0)
     model.save(path)

@@ -21,14 +21,19 @@ from fastnn.cpu.simd import (
     load_acquire,
     pause,
     record_at,
+    reference,
     restore_mode,
     store_release,
 )
-from fastnn.records import SLOT
+from fastnn.records import RUN, SLOT
+
+as_run = reference(RUN)
 
 ARRIVED, PASSED, STOPPED = 0, 8, 16
 NEXT, FINISHED, BACK = 0, 8, 16  # of `assist`: shares claimed, done, and claimed by helpers
 LINGER = 2000  # spins (about 50 us) that a helper waits for the next job: waking it takes the system as long
+POSTED, AWAY, CALLED = 0, 8, 16  # of `attend`: jobs posted, helpers that have not finished theirs, a job is coming
+STAY = 8000  # spins (about 200 us) that a helper of a team waits for the next step: Python makes a batch meanwhile
 SPINS = 400  # about 10 us, longer than any kernel's imbalance here; then the core is offered to somebody else
 
 
@@ -94,8 +99,8 @@ def assist(run, thread):
             call(run.yields)
 
 
-@main
-def engine(run, thread):
+@device
+def steps(run, thread):
     """Run steps [first, stop) of a plan, or until ``run.halt`` is set.
 
     Subnormal numbers count as 0 meanwhile: Adam's first moment of a weight that is never used decays into them, and
@@ -120,3 +125,50 @@ def engine(run, thread):
             store_release(run.done, 0, step + 1)
             store_release(run.team, STOPPED + (step + 1) % 2, load_acquire(run.halt, 0))
     restore_mode(mode)
+
+
+@main
+def engine(run, thread):
+    """Thread's part of a run."""
+    steps(run, thread)
+
+
+@main
+def lead(place, thread):
+    """Do the run at ``place.table`` as thread 0, together with the helpers that `attend`, and wait for all of them.
+
+    For a run of one step: a team that is woken by the system for each (`fastnn.cpu.team.Team.run`) takes over 100 us.
+    """
+    team = place.team
+    store_release(team, AWAY, place.threads - 1)
+    store_release(team, POSTED, load_acquire(team, POSTED) + 1)
+    steps(as_run(place.table, place), 0)
+    spins = 0
+    while load_acquire(team, AWAY) > 0:
+        if spins < SPINS:
+            spins += 1
+            pause()
+        else:
+            call(place.yields)
+
+
+@main
+def attend(place, thread):
+    """Do the runs that `lead` posts, as one of their threads, until none has come for a while.
+
+    While the leader has called it stays in any case: one that left between the call and the job would be missed.
+    """
+    seen = 8 * thread  # where this helper keeps the number of the last job that it did
+    spins = 0
+    while spins < STAY or load_acquire(place.team, CALLED):
+        posted = load_acquire(place.team, POSTED)
+        if posted != place.ready[seen]:
+            place.ready[seen] = posted
+            steps(as_run(place.table, place), thread)
+            fetch_add(place.team, AWAY, -1)
+            spins = 0
+        elif spins < STAY:
+            spins += 1
+            pause()
+        else:
+            call(place.yields)

@@ -11,6 +11,9 @@ from fastnn.records import GEMM, RUN, SLOT
 
 __all__ = ["Executable", "allocate", "pad"]  # what a backend offers
 
+SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED = (
+    RUN.offsets[field] // 8 for field in ("short_step", "first", "stop", "rate", "origin", "seed")
+)
 ALONE = 3_000_000  # floating-point operations of a step below which one thread is faster than a team
 
 
@@ -99,6 +102,9 @@ class Executable:
         ``params``, ``state0`` and ``state1`` as arrays of the model's dtype.
     sums
         How many float64 totals the program keeps.
+    like
+        Another executable whose arena this one may use: of the same buffers, and of a program that differs in its
+        number of rows only (not in its capacity: what is padding to one must be padding to the other).
     """
 
     def __init__(
@@ -110,13 +116,16 @@ class Executable:
         buffers: Mapping[str, np.ndarray],
         sums: int,
         threads: int,
+        like: "Executable | None" = None,
     ) -> None:
         self.rows = rows
         self.threads = 1 if program.flops < ALONE else threads
         products = [op for p in (program, short) if p for op in p.ops if op.record is GEMM]
         stride = max((blocking.scratch(dtype, cut(op, dtype, self.threads)) for op in products), default=0)
         arena = max(program.arena, short.arena if short else 0)
-        self.arena = allocate(arena + self.threads * stride, dtype)
+        elements = arena + self.threads * stride
+        shared = like is not None and like.arena.size >= elements
+        self.arena: np.ndarray = like.arena if like is not None and shared else allocate(elements, dtype)
         self.totals = np.zeros(max(sums, 1))
         self._one = np.ones(1, dtype)
         self._keep = dict(buffers)
@@ -139,6 +148,7 @@ class Executable:
         run["team"], run["done"], run["halt"] = address(self._team), flags, flags + 64
         run["yields"] = team.yield_address()
         self._enter = team.MAIN(loader.address("engine.engine", "float32"))
+        self._words = memoryview(self.run_record.view(np.int64))
 
     def bind(self, **arrays: np.ndarray | None) -> None:
         """Give the caller's arrays (x, y, weight, index, out) for the next runs; None means absent."""
@@ -173,7 +183,7 @@ class Executable:
         Parameters
         ----------
         rate : ndarray of float64, optional
-            The optimizer's step size for each of these steps.
+            The optimizer's step size (or a row of them) for each of these steps.
         origin : int
             Training steps done before step 0.
         watch : callable, optional
@@ -184,7 +194,7 @@ class Executable:
         record = self.run_record
         record["short_step"] = steps - 1 if len(self._tables) > 1 else -1
         record["origin"], record["seed"] = origin, seed
-        record["rate"] = 0 if rate is None else address(rate) - 8 * first
+        record["rate"] = 0 if rate is None else address(rate) - rate.strides[0] * first
         self._flags[8] = 0
         self.done = first
         if self.threads == 1:
@@ -195,6 +205,25 @@ class Executable:
         with team.borrow(self.threads) as crew:
             assert crew is not None
             self._together(crew, watch)
+
+    def step(self, *, rate: np.ndarray | None = None, at: int = 0, origin: int = 0, seed: int = 0) -> None:
+        """Run one full step of the bound arrays: as `run`, for steps that come one by one.
+
+        ``rate[at]`` is the optimizer's step size.
+        """
+        words = self._words
+        words[SHORT_STEP] = -1
+        words[FIRST], words[STOP], words[RATE], words[ORIGIN], words[SEED] = 0, 1, 0, origin, seed
+        if rate is not None:
+            words[RATE] = address(rate) + rate.strides[0] * at
+        self._team[:] = 0
+        self._flags[:] = 0
+        if self.threads == 1:
+            self._enter(self._run_address, 0)
+            return
+        with team.borrow(self.threads) as crew:
+            assert crew is not None
+            crew.lead(self._run_address)
 
     def _alone(self, first: int, stop: int) -> None:
         self.run_record["first"], self.run_record["stop"] = first, stop

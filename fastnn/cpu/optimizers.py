@@ -8,17 +8,17 @@ from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.simd import lanes, load, muladd, offset, prefetch, prefetch_write, splat, store
 from fastnn.cpu.spans import AHEAD, span, unaligned
-from fastnn.cpu.vmath import divide_by_root
+from fastnn.cpu.vmath import divide_by_root, over_root
 from fastnn.records import UPDATE
 
-# An optimizer is two functions: `constants(op, rate, like)` gives vectors that stay in registers (read from the record
-# in the loop they would be converted and splatted again for every vector, since stores to p might change the record),
-# and `update(c, p, s0, s1, g) -> (p, s0, s1)` does the step.  Formulas are Keras'.
+# An optimizer is two functions: `constants(op, rates, step, like)` gives vectors that stay in registers (read from the
+# record in the loop they would be converted and splatted again for every vector, since stores to p might change the
+# record), and `update(c, p, s0, s1, g) -> (p, s0, s1)` does the step.  Formulas are Keras'.
 
 
 @device
-def sgd_constants(op, rate, like):
-    return (splat(like, rate),)
+def sgd_constants(op, rates, step, like):
+    return (splat(like, rates[step]),)
 
 
 @device
@@ -29,8 +29,8 @@ def sgd_step(c, p, s0, s1, g):
 
 
 @device
-def momentum_constants(op, rate, like):
-    return splat(like, rate), splat(like, op.momentum)
+def momentum_constants(op, rates, step, like):
+    return splat(like, rates[step]), splat(like, op.momentum)
 
 
 @device
@@ -50,8 +50,8 @@ def nesterov_step(c, p, s0, s1, g):
 
 
 @device
-def adam_constants(op, rate, like):
-    return splat(like, rate), splat(like, op.decay_1), splat(like, op.decay_2), splat(like, op.epsilon)
+def adam_constants(op, rates, step, like):
+    return splat(like, rates[step]), splat(like, op.decay_1), splat(like, op.decay_2), splat(like, op.epsilon)
 
 
 @device
@@ -66,6 +66,46 @@ def adam_step(c, p, s0, s1, g):
     return p - rate * divide_by_root(m, v, epsilon), m, v
 
 
+@device
+def adamw_constants(op, rates, step, like):
+    rate, keep = splat(like, rates[2 * step]), splat(like, rates[2 * step + 1])
+    return rate, splat(like, op.decay_1), splat(like, op.decay_2), splat(like, op.epsilon), keep
+
+
+@device
+def adamw_step(c, p, s0, s1, g):
+    """p *= keep, which is 1 - learning_rate weight_decay;  then as Adam"""
+    rate, decay_1, decay_2, epsilon, keep = c
+    return adam_step((rate, decay_1, decay_2, epsilon), p * keep, s0, s1, g)
+
+
+@device
+def rmsprop_constants(op, rates, step, like):
+    return splat(like, rates[step]), splat(like, op.decay_2), splat(like, op.epsilon)
+
+
+@device
+def rmsprop_step(c, p, s0, s1, g):
+    """v += (1 - rho)(g^2 - v);  p -= rate g / sqrt(v + epsilon)"""
+    rate, decay, epsilon = c
+    v = muladd(g * g - s0, decay, s0)
+    return p - rate * over_root(g, v + epsilon), v, s1
+
+
+@device
+def rmsprop_momentum_constants(op, rates, step, like):
+    return splat(like, rates[step]), splat(like, op.decay_2), splat(like, op.epsilon), splat(like, op.momentum)
+
+
+@device
+def rmsprop_momentum_step(c, p, s0, s1, g):
+    """v += (1 - rho)(g^2 - v);  m = momentum m + rate g / sqrt(v + epsilon);  p -= m"""
+    rate, decay, epsilon, momentum = c
+    v = muladd(g * g - s0, decay, s0)
+    m = momentum * s1 + rate * over_root(g, v + epsilon)
+    return p - m, v, m
+
+
 def make_epilogue(constants, update, states):
     """The update of p's tile at (i, j) by the gradient in `tile`.
 
@@ -76,7 +116,7 @@ def make_epilogue(constants, update, states):
     @epilogue(UPDATE)
     def apply(op, run, step, tile, tile_row, i, j, rows, cols):
         w = lanes(tile)
-        c = constants(op, run.rate[step], tile)
+        c = constants(op, run.rate, step, tile)
         row = op.p_row
         at = i * row + j
         p, s0, s1 = offset(op.p, at), offset(op.s0, at), offset(op.s1, at)
@@ -117,7 +157,7 @@ def make_flat(constants, update, states):
     @kernel(UPDATE)
     def apply(op, run, step, thread):
         p, s0, s1, g = op.p, op.s0, op.s1, op.g
-        c = constants(op, run.rate[step], p)
+        c = constants(op, run.rate, step, p)
         i, end = span(p, op.n, thread, run.threads)
         head = unaligned(p, i, end)
         if head > 0:
@@ -141,3 +181,7 @@ momentum_flat = make_flat(momentum_constants, momentum_step, 1)
 nesterov = make_epilogue(momentum_constants, nesterov_step, 1)
 nesterov_flat = make_flat(momentum_constants, nesterov_step, 1)
 adam, adam_flat = make_epilogue(adam_constants, adam_step, 2), make_flat(adam_constants, adam_step, 2)
+adamw = make_epilogue(adamw_constants, adamw_step, 2)
+rmsprop, rmsprop_flat = make_epilogue(rmsprop_constants, rmsprop_step, 1), make_flat(rmsprop_constants, rmsprop_step, 1)
+rmsprop_momentum = make_epilogue(rmsprop_momentum_constants, rmsprop_momentum_step, 2)
+rmsprop_momentum_flat = make_flat(rmsprop_momentum_constants, rmsprop_momentum_step, 2)

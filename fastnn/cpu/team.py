@@ -13,10 +13,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
-from fastnn.cpu import placement
+import numpy as np
+
+from fastnn.cpu import loader, placement
+from fastnn.cpu.memory import address
+from fastnn.records import RUN, SLOT
 
 MAIN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
 POLL = 0.05  # seconds between two looks at the step counter
+TABLE = RUN.offsets["table"] // 8
+CALLED = 16  # as in `fastnn.cpu.engine`, which is not imported: with a filled cache nothing needs Numba
 
 _idle: dict[int, list["Team"]] = {}
 _lock = threading.Lock()
@@ -42,11 +48,55 @@ def yield_address() -> int:
 
 
 class Team:
-    """`threads` threads that enter the same function at once."""
+    """`threads` threads that enter the same function at once.
+
+    There are two ways to work with them.  `run` is for what takes long: the caller waits and stays responsive.  `lead`
+    is for a single step: the caller is one of the threads, and the others stay awake for a while after it.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastnn")
+        self._gates: list[threading.Lock] = []  # a helper of `lead` waits at its own
+        self._jobs, self._seen = np.zeros(24, np.int64), np.zeros(8 * threads, np.int64)
+        self._called = memoryview(self._jobs)[CALLED:]
+        self._place = bytearray(SLOT)
+        self._words = memoryview(self._place).cast("q")
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._place))
+
+    def lead(self, run: int) -> None:
+        """Run the steps of the record at `run`: the calling thread as thread 0, helpers as the others."""
+        while len(self._gates) < self.threads - 1:
+            self._hire()
+        self._words[TABLE] = run
+        try:
+            # First the call, then the gates: a helper that goes to sleep now is woken, one that wakes up now stays.
+            # The job itself is posted by the leader when it is at work, so that an interruption cannot part them.
+            self._called[0] = 1
+            for gate in self._gates:
+                if gate.locked():
+                    gate.release()
+            self._lead(self._address, 0)
+        finally:
+            self._called[0] = 0
+
+    def _hire(self) -> None:
+        if not self._gates:
+            fields = {"threads": self.threads, "team": address(self._jobs), "ready": address(self._seen)}
+            RUN.pack_into(self._place, 0, {**fields, "yields": yield_address()})
+            self._lead = MAIN(loader.address("engine.lead", "float32"))
+            self._attend = MAIN(loader.address("engine.attend", "float32"))
+        gate = threading.Lock()
+        gate.acquire()
+        arguments = gate, len(self._gates) + 1, placement.elsewhere()
+        threading.Thread(target=self._help, args=arguments, name="fastnn-helper", daemon=True).start()
+        self._gates.append(gate)
+
+    def _help(self, gate: threading.Lock, thread: int, cpus: set[int]) -> None:
+        placement.keep_to(cpus)
+        while True:
+            gate.acquire()
+            self._attend(self._address, thread)
 
     def run(self, function: Callable[[int], None], halt: Callable[[], None], watch: Callable[[], None] | None) -> None:
         """Call ``function(thread)`` in every thread and wait.

@@ -314,3 +314,20 @@ def divide_by_root(m, v, epsilon):
     q = muladd(q, muladd(-d, q, 1.0), q)
     t = m * q
     return muladd(muladd(-d, t, m), q, t)
+
+
+@device
+def over_root(g, d):
+    """g / sqrt(d) for finite g and d > 0, as RMSprop needs it.  At most 2 ulp with the rounding of d = v + epsilon, as
+    with correctly rounded operations.
+
+    Where the CPU has estimates, one step of Newton's iteration each makes the root and the quotient of one estimate.
+    """
+    if not estimates(d):
+        return g / sqrt(d)
+    d = select(d < SMALLEST_NORMAL(d), SMALLEST_NORMAL(d), d)
+    y = estimate_root(d)
+    root = d * y
+    root = muladd(muladd(-root, root, d), 0.5 * y, root)
+    q = g * y
+    return muladd(muladd(-root, q, g), y, q)

@@ -30,7 +30,7 @@ from fastnn.ops.activations import (
     tanh_derivative,
 )
 from fastnn.ops.losses import bce_with_logits, mse, softmax_cross_entropy
-from fastnn.ops.optimizers import adam_update, sgd_update
+from fastnn.ops.optimizers import adam_update, rmsprop_update, sgd_update
 from fastnn.ops.products import dense, dot, matmul
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "mse",
     "relu",
     "relu_derivative",
+    "rmsprop_update",
     "sgd_update",
     "sigmoid",
     "sigmoid_derivative",

@@ -10,6 +10,15 @@ from fastnn.ops.arrays import floats, in_place
 from fastnn.records import UPDATE
 from fastnn.threads import get_num_threads
 
+STATES = {  # what users call the states of a rule
+    "sgd": (),
+    "momentum": ("velocity",),
+    "nesterov": ("velocity",),
+    "adam": ("m", "v"),
+    "rmsprop": ("v",),
+    "rmsprop_momentum": ("v", "velocity"),
+}
+
 
 def _update(
     rule: str,
@@ -23,13 +32,14 @@ def _update(
     decay_2: float = 0.0,
     epsilon: float = 0.0,
 ) -> None:
+    for state, name in zip((s0, s1), STATES[rule], strict=False):
+        if state is None:
+            raise ValueError(f"{name} is missing: it is an array of the shape of param (zeros at first)")
     if UPDATES[rule](param, s0, s1, grad, rate, momentum, decay_1, decay_2, epsilon) is not None:
         return
     arrays = {"p": in_place(param, "param")}
-    if s0 is not None:
-        arrays["s0"] = in_place(s0, "velocity" if s1 is None else "m", param)
-    if s1 is not None:
-        arrays["s1"] = in_place(s1, "v", param)
+    for field, state, name in zip(("s0", "s1"), (s0, s1), STATES[rule], strict=False):
+        arrays[field] = in_place(state, name, param)
     g = floats(grad, "grad")
     if g.shape != param.shape:
         raise ValueError(f"grad must have the shape of param, {param.shape}, got {g.shape}")
@@ -94,8 +104,6 @@ def sgd_update(
     mu = _names.number(momentum, "momentum", low=0, high=1)
     if mu == 0:
         _update("sgd", param, grad, None, None, rate)
-    elif velocity is None:
-        raise ValueError("velocity is missing: momentum needs an array of the shape of param (zeros at first)")
     else:
         _update("nesterov" if nesterov else "momentum", param, grad, velocity, None, rate, mu)
 
@@ -142,3 +150,50 @@ def adam_update(
     eps = _names.number(epsilon, "epsilon", low=0, open_low=True)
     rate *= (1 - b2**t) ** 0.5 / (1 - b1**t)
     _update("adam", param, grad, m, v, rate, 0.0, 1 - b1, 1 - b2, eps)
+
+
+def rmsprop_update(
+    param: np.ndarray,
+    grad: object,
+    v: np.ndarray,
+    velocity: np.ndarray | None = None,
+    *,
+    learning_rate: float = 0.001,
+    rho: float = 0.9,
+    momentum: float = 0.0,
+    epsilon: float = 1e-7,
+) -> None:
+    """One step of RMSprop, in place, in one pass over memory.
+
+    ``v = rho v + (1 - rho) grad^2`` and ``param -= learning_rate grad / sqrt(v + epsilon)``, or with momentum
+    ``velocity = momentum velocity + learning_rate grad / sqrt(v + epsilon)`` and ``param -= velocity``, as in Keras.
+
+    Parameters
+    ----------
+    param : array
+        Parameters, updated.
+    grad : array of the same shape
+        Gradient.
+    v : array of the same shape
+        The mean of the squared gradients: zeros at first (never negative), updated.
+    velocity : array of the same shape, optional
+        Needed with momentum; starts as zeros, updated.
+    learning_rate, rho, momentum, epsilon : float
+        As for `fastnn.optimizers.RMSprop`.
+
+    Examples
+    --------
+    >>> import fastnn, numpy as np
+    >>> p, v = np.ones(2), np.zeros(2)
+    >>> fastnn.rmsprop_update(p, np.array([2.0, -2.0]), v, learning_rate=0.1)
+    >>> p.round(4), v
+    (array([0.6838, 1.3162]), array([0.4, 0.4]))
+    """
+    rate = _names.number(learning_rate, "learning_rate", low=0)
+    decay = 1 - _names.number(rho, "rho", low=0, high=1, open_high=True)
+    mu = _names.number(momentum, "momentum", low=0, high=1)
+    eps = _names.number(epsilon, "epsilon", low=0, open_low=True)
+    if mu == 0:
+        _update("rmsprop", param, grad, v, None, rate, 0.0, 0.0, decay, eps)
+    else:
+        _update("rmsprop_momentum", param, grad, v, velocity, rate, mu, 0.0, decay, eps)

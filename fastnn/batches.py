@@ -1,0 +1,195 @@
+"""Runs a model on batches that come one by one: what is behind batch sources and `Sequential.train_on_batch`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastnn import data, sources, training
+
+if TYPE_CHECKING:
+    from fastnn.network import Network
+    from fastnn.sequential import Sequential
+
+SIZES = 64  # sizes of batches for which executables are kept
+AHEAD = 256  # a call costs 3 us, each further step 0.05
+INT64 = np.dtype(np.int64)
+
+
+class Family:
+    """Executables of one recipe for batches of any size.
+
+    They share their memory, which is laid out for the largest batch so far: a new size costs a table of records (some
+    hundred microseconds), not an arena of its own.
+    """
+
+    def __init__(self, recipe: training.Recipe, network: Network) -> None:
+        self.recipe, self.network = recipe, network
+        self.capacity = 0
+        self._lender: Any = None
+        self._members = training.Programs(SIZES)
+
+    def get(self, rows: int) -> Any:
+        """The executable for batches of `rows` rows."""
+        if rows > self.capacity:
+            # Half as much again, so that batches that grow by one row do not each begin anew.
+            self.capacity = max(rows, self.capacity * 3 // 2)
+            self._lender = None
+            self._members.clear()
+        return self._members.get(rows, lambda: self._make(rows))
+
+    def _make(self, rows: int) -> Any:
+        program = self.recipe.lower(self.network, rows, self.capacity)
+        made = self.recipe.executable(self.network, program, None, rows, self._lender)
+        if self._lender is None or made.arena.size > self._lender.arena.size:
+            self._lender = made
+        return made
+
+
+class Batches:
+    """Runs one mode of a model on batch after batch, and sums its loss and metrics.
+
+    Parameters
+    ----------
+    mode : {"train", "evaluate", "predict"}
+        What to do with a batch.
+    class_weight : dict, optional
+        As for `Sequential.fit`.
+    ahead : int
+        Steps for which step sizes are computed at once.
+
+    Attributes
+    ----------
+    n : int
+        Samples since the last `start`.
+    """
+
+    def __init__(self, model: Sequential, mode: str, class_weight: dict | None = None, ahead: int = AHEAD) -> None:
+        self.model, self.mode, self.class_weight, self.ahead = model, mode, class_weight, ahead
+        self.start()
+
+    def start(self) -> None:
+        """Begin new sums.  What was worked out for earlier batches is forgotten: the model may have been changed."""
+        self.n = 0
+        self.totals = np.zeros(1 + len(self.model.metrics))
+        self._known: dict[tuple, Any] = {}
+        self._rates, self._rate, self._first = np.empty(0), -1.0, 0
+
+    def logs(self) -> dict[str, float]:
+        """Means over the samples so far."""
+        return training.logs(self.model, self.totals, self.n)
+
+    def run(self, x: Any, y: Any = None, weight: Any = None) -> None:
+        """Train on a batch, or evaluate it."""
+        if type(x) is not np.ndarray:
+            x = data.as_numbers(x, "x")
+        if type(y) is not np.ndarray and y is not None:
+            y = data.as_numbers(y, "y")
+        program = self._recognise(x, y) if weight is None and self.class_weight is None and y is not None else None
+        if program is None:
+            program = self._prepare(x, y, weight)
+        else:
+            program.bind(x=x, y=y)
+        program.totals[:] = 0
+        if self.mode == "train":
+            self._train(program)
+        else:
+            program.step()
+        self.totals += program.totals
+        self.n += program.rows
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Outputs for a batch."""
+        array = data.samples(x, self.model.input_shape)
+        network = self.model._network_for(array)
+        samples = training.Samples(network, array)
+        training.adopt(self.model, network)
+        out = np.empty((samples.n, network.units), network.dtype)
+        program = self._executable(samples)
+        samples.bind(program)
+        program.bind(out=out)
+        program.step()
+        self.n += samples.n
+        return out.reshape(samples.n, *network.shapes[-1])
+
+    def _executable(self, samples: training.Samples) -> Any:
+        model = self.model
+        recipe = training.recipe(model, self.mode, samples.x_feed, samples.y_feed, samples.weight is not None)
+        family = model._programs.get(recipe, lambda: Family(recipe, model._built()))
+        return family.get(samples.n)
+
+    def _prepare(self, x: np.ndarray, y: np.ndarray | None, weight: Any) -> Any:
+        """The executable, bound to a batch that may be of any kind."""
+        samples = training.checked(self.model, x, y, weight, self.class_weight)
+        program = self._executable(samples)
+        samples.bind(program)
+        assert samples.y is not None
+        assert y is not None
+        in_place = np.may_share_memory(samples.x, x) and np.may_share_memory(samples.y, y)
+        if in_place and samples.weight is None:
+            if len(self._known) >= SIZES:
+                self._known.clear()
+            self._known[_kind(x, y)] = program
+        return program
+
+    def _recognise(self, x: np.ndarray, y: np.ndarray) -> Any:
+        """The executable for a batch that is in order and like an earlier one, else None."""
+        program = self._known.get(_kind(x, y))
+        if program is None or not (x.flags.aligned and y.flags.aligned):
+            return None
+        return program if data.are_targets(y, self.model._compiled()[0], self.model._built().units) else None
+
+    def _train(self, program: Any) -> None:
+        model = self.model
+        _, optimizer = model._compiled()
+        origin = optimizer.iterations
+        at = origin - self._first
+        if optimizer.learning_rate != self._rate or not 0 <= at < len(self._rates):
+            self._rates, self._rate, self._first = optimizer.rates(self.ahead), optimizer.learning_rate, origin
+            at = 0
+        program.done = 0  # from here on an interruption finds the right number
+        try:
+            program.step(rate=self._rates, at=at, origin=origin, seed=model.dropout_seed)
+        finally:
+            optimizer.iterations = origin + program.done
+
+
+def _kind(x: np.ndarray, y: np.ndarray) -> tuple:
+    return x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype
+
+
+def train_on_batch(
+    model: Sequential, x: object, y: object, sample_weight: object, class_weight: dict | None
+) -> dict[str, float]:
+    """One step."""
+    batches = Batches(model, "train", class_weight, ahead=1)
+    model._compiled()
+    batches.run(x, y, sample_weight)
+    return batches.logs()
+
+
+def evaluate(model: Sequential, source: sources.Source) -> dict[str, float]:
+    """Loss and metrics over an epoch of a source."""
+    model._compiled()
+    batches = Batches(model, "evaluate")
+    for batch in source.epoch():
+        batches.run(*sources.parts(batch, source.name))
+    source.end()
+    check_any(source, batches)
+    return batches.logs()
+
+
+def predict(model: Sequential, source: sources.Source) -> np.ndarray:
+    """Outputs for an epoch of a source."""
+    batches = Batches(model, "predict")
+    found = [batches.predict(sources.inputs(batch)) for batch in source.epoch()]
+    source.end()
+    check_any(source, batches)
+    return np.concatenate(found)
+
+
+def check_any(source: sources.Source, batches: Batches) -> None:
+    """Refuse an epoch without batches."""
+    if batches.n == 0:
+        raise ValueError(f"{source.name} yielded no batches")
