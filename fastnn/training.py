@@ -12,7 +12,7 @@ from fastnn import _names, data, metrics
 from fastnn import callbacks as callbacks_
 from fastnn.plan import Lowering
 from fastnn.program import Program
-from fastnn.stages import Feed, Objective
+from fastnn.stages import Feed, Objective, Update
 from fastnn.threads import check_threads
 
 if TYPE_CHECKING:
@@ -61,21 +61,33 @@ def executable(
     threads = check_threads(model.n_threads)
     key = (mode, rows, rest, x, y, weighted, objective, update, threads)
 
-    def lower(count: int) -> Program:
-        plan = Lowering(network.stages, x, count, rows, network.backend.pad(network.dtype))
-        if objective is None:
-            return plan.predict()
-        if update is None:
-            return plan.evaluate(objective, y, weighted)
-        return plan.train(objective, y, weighted, update)
-
     def make() -> Any:
         buffers = network.buffers(update.states if update else 0)
         sums = 1 + len(objective.metrics) if objective else 0
-        short = lower(rest) if rest else None
-        return network.backend.Executable(lower(rows), short, rows, network.dtype, buffers, sums, threads)
+        full = lower(network, rows, rows, x, y, weighted, objective, update)
+        short = lower(network, rest, rows, x, y, weighted, objective, update) if rest else None
+        return network.backend.Executable(full, short, rows, network.dtype, buffers, sums, threads)
 
     return model._programs.get(key, make)
+
+
+def lower(
+    network: Network,
+    count: int,
+    rows: int,
+    x: Feed,
+    y: Feed | None,
+    weighted: bool,
+    objective: Objective | None,
+    update: Update | None,
+) -> Program:
+    """A step of `count` rows where `rows` are laid out: evaluation has no update, predict no objective either."""
+    plan = Lowering(network.stages, x, count, rows, network.backend.pad(network.dtype))
+    if objective is None:
+        return plan.predict()
+    if update is None:
+        return plan.evaluate(objective, y, weighted)
+    return plan.train(objective, y, weighted, update)
 
 
 def _objective(model: Sequential, network: Network) -> Objective:
