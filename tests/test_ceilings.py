@@ -31,6 +31,8 @@ def test_work_is_counted(dtype):
     assert work == 2 * 64 << 20
     _, work = ceilings.copiers(1, size=1 << 20)
     assert work == 2 * ceilings.COPIED, "a small array, many times"
+    _, work = ceilings.copiers(2, size=1 << 20)
+    assert work == 16 * ceilings.COPIED
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -23,8 +23,10 @@ def peaks(dtype: str, threads: int, size: int) -> tuple[float, float]:
     """What this machine does at best: operations a second, and bytes a second copied where `size` bytes lie."""
     from fastnn.cpu import ceilings  # needs Numba
 
+    # Short runs, of 0.5 ms or with a team of 4 ms: some of them are not interrupted, however busy the machine is.
+    steps, samples = (100_000, 200) if threads == 1 else (800_000, 30)
     # Read and written: the two arrays together are as large.
-    return ceilings.fma_peak(dtype, threads), ceilings.copy_bandwidth(threads, size // 2)
+    return ceilings.fma_peak(dtype, threads, steps, samples), ceilings.copy_bandwidth(threads, size // 2, 50)
 
 
 def _int(op: Op, field: str) -> int:
