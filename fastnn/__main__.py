@@ -1,24 +1,82 @@
-"""`python -m fastnn`: what fastnn finds and uses on this machine."""
+"""`python -m fastnn`: what fastnn finds and uses on this machine; `python -m fastnn warmup` compiles its kernels."""
 
 import argparse
 import importlib.metadata
 import importlib.util
 import platform
+import sys
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import fastnn
-from fastnn.cpu import blocking, loader, target
+from fastnn.cpu import blocking, loader, target, warmup
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fastnn", description="Without a command: info.")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    commands.add_parser("info", help="show what fastnn finds on this machine")
+    warm = commands.add_parser(
+        "warmup",
+        help="compile all kernels into the cache, so that nothing has to wait for it later",
+        description="Compile all kernels that the cache does not hold.",
+    )
+    warm.add_argument(
+        "--dtype", nargs="+", choices=warmup.DTYPES, default=list(warmup.DTYPES), help="of the kernels (default: both)"
+    )
+    warm.add_argument("--jobs", type=_jobs, default=None, help="processes that compile (default: one for each CPU)")
+    options = parser.parse_args(arguments)
+    if options.command == "warmup":
+        return _warmup(tuple(options.dtype), options.jobs or fastnn.get_num_threads())
+    return _info()
+
+
+def _jobs(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _info() -> int:
     """Print a table of the machine's CPU, threads, caches, kernel cache and CUDA."""
-    parser = argparse.ArgumentParser(prog="python -m fastnn", description="Show what fastnn finds on this machine.")
-    parser.parse_args(arguments)
     rows = list(_rows())
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def _warmup(dtypes: tuple[str, ...], jobs: int) -> int:
+    """Compile what the cache lacks, with a progress bar on a terminal."""
+    from tqdm import tqdm
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it says is told below, as an error
+        folder = loader.cache_folder()
+    if folder is None:
+        hint = "set FASTNN_CACHE_DIR to a directory that is"
+        print(f"error: the kernel cache {loader.cache_base()} is not writable; {hint}", file=sys.stderr)
+        return 1
+    wanted = warmup.kernels(dtypes)
+    todo = warmup.missing(folder, wanted)
+    if not todo:
+        print(f"nothing to do: all {len(wanted)} kernels for {' and '.join(dtypes)} are in {folder}")
+        return 0
+    jobs = min(jobs, len(todo))
+    print(f"compiling {len(todo)} of {len(wanted)} kernels in {jobs} process{'es' if jobs > 1 else ''}", flush=True)
+    began = time.perf_counter()
+    work = warmup.compile_all(folder, todo, jobs)
+    done = list(tqdm(work, total=len(todo), unit="kernel", leave=False, disable=None))
+    seconds = time.perf_counter() - began
+    lost = [found for found in done if not found.size]
+    if lost:
+        print(f"error: {len(lost)} of {len(todo)} kernels could not be written to {folder}", file=sys.stderr)
+        return 1
+    size = _size(sum(found.size for found in done))
+    print(f"compiled {len(done)} kernels in {seconds:.1f} s: {size} in {folder}")
     return 0
 
 

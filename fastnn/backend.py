@@ -22,6 +22,9 @@ class Backend(Protocol):
     def pad(self, dtype: str) -> Callable[[int], int]:
         """The leading dimension for rows of n elements."""
 
+    def peaks(self, dtype: str, threads: int, size: int) -> tuple[float, float]:
+        """Operations a second and, where `size` bytes lie, bytes a second, at best."""
+
     def Executable(
         self,
         program: Program,

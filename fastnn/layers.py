@@ -183,7 +183,7 @@ class Activation(Layer):
 
     def stage(self, units: int) -> Stage:
         """What the layer is in a plan."""
-        return Elementwise(units, self.activation.name, self.activation.alpha)
+        return Elementwise(units, self.activation.name, self.activation.alpha, str(self.name))
 
     def get_config(self) -> dict:
         """Arguments that build the same layer again."""
@@ -261,7 +261,8 @@ class Dropout(Layer):
 
     def stage(self, units: int, index: int) -> Stage:
         """What the layer is in a plan."""
-        return DropoutStage(units, self.rate, index if self.seed is None else self.seed % 2**31 + 2**31)
+        stream = index if self.seed is None else self.seed % 2**31 + 2**31
+        return DropoutStage(units, self.rate, stream, str(self.name))
 
     def get_config(self) -> dict:
         """Arguments that build the same layer again."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fastnn import records
 from fastnn.program import Op, Program, Ref, schedule
 from fastnn.records import Record
-from fastnn.stages import Affine, Dropout, Feed, Objective, Stage, Update
+from fastnn.stages import Affine, Dropout, Elementwise, Feed, Objective, Stage, Update
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Lowering:
         last = self._forward(training=False, fused=None)
         units = self.stages[-1].units if self.stages else self.x.cols
         self._add(
+            ("output", "write"),
             "rows.scatter",
             records.SCATTER,
             {
@@ -94,6 +95,7 @@ class Lowering:
 
     def _add(
         self,
+        name: tuple[str, str],  # the layer, and what is done
         kernel: str,
         record: Record,
         fields: dict[str, int | float | Ref],
@@ -101,12 +103,14 @@ class Lowering:
         writes: tuple[str, ...] = (),
         by_rows: bool = False,
     ) -> None:
-        self.ops.append(Op(kernel, record, fields, reads, writes, by_rows))
+        layer, label = name
+        self.ops.append(Op(kernel, record, fields, reads, writes, by_rows, layer=layer, label=label))
 
-    def _gather(self, source: str, feed: Feed, region: str) -> str:
+    def _gather(self, layer: str, source: str, feed: Feed, region: str) -> str:
         ld = self.pad(feed.cols)
         self._take(region, self.capacity * ld)
         self._add(
+            (layer, f"gather {source}"),
             f"rows.gather_{feed.dtype}",
             records.GATHER,
             {
@@ -127,16 +131,19 @@ class Lowering:
         )
         return region
 
-    def _gemm(self, epilogue: Op, fields: dict[str, int | float | Ref], reads: tuple[str, ...]) -> None:
+    def _gemm(
+        self, name: tuple[str, str], epilogue: Op, fields: dict[str, int | float | Ref], reads: tuple[str, ...]
+    ) -> None:
         self.flops += 2 * int(fields["m"]) * int(fields["n"]) * int(fields["k"])  # type: ignore[arg-type]
         op = Op("gemm.gemm", records.GEMM, fields, reads=reads + epilogue.reads, writes=epilogue.writes)
         op.epilogue = epilogue
+        op.layer, op.label = name
         self.ops.append(op)
 
     # --- forward ------------------------------------------------------------------------------------------------
 
     def _forward(self, *, training: bool, fused: str | None) -> str:
-        region = self._gather("x", self.x, "a0")
+        region = self._gather("input", "x", self.x, "a0")
         for i, stage in enumerate(self.stages, 1):
             activation = getattr(stage, "activation", None)
             if i == len(self.stages) and fused is not None:
@@ -145,12 +152,14 @@ class Lowering:
                 region = self._affine(stage, region, f"a{i}", activation or "linear")
             elif isinstance(stage, Dropout):
                 if training:
-                    region = self._dropout(stage, region, self._take(f"a{i}", self.capacity * self.pad(stage.units)))
+                    target = self._take(f"a{i}", self.capacity * self.pad(stage.units))
+                    region = self._dropout("forward", stage, region, target)
             elif stage.activation != "linear":
                 # A fused loss overwrites the outputs, and the stage before still needs its own: hence the copy
                 # ("linear").
                 target = self._take(f"a{i}", self.capacity * self.pad(stage.units))
-                region = self._activate(activation or "linear", stage.alpha, stage.units, region, target)
+                name = (stage.name, "forward")
+                region = self._activate(name, activation or "linear", stage.alpha, stage.units, region, target)
             self._outputs[i] = region
         return region
 
@@ -172,6 +181,7 @@ class Lowering:
             writes=(target,),
         )
         self._gemm(
+            (stage.name, "forward"),
             epilogue,
             {
                 "a": self._ref(region),
@@ -186,7 +196,9 @@ class Lowering:
             },
             reads=(region, f"kernel {stage.name}"),
         )
-        return self._activate("softmax", 0.0, stage.units, target, target) if whole else target
+        if whole:
+            self._activate((stage.name, "softmax"), "softmax", 0.0, stage.units, target, target)
+        return target
 
     def _whole(self, n: int) -> int:
         """Columns of a padded row that a product computes: whole vectors, so that no tile is ragged."""
@@ -200,10 +212,13 @@ class Lowering:
     def _ld_before(self, stage: Affine) -> int:
         return self.pad(stage.inputs)
 
-    def _activate(self, activation: str, alpha: float, units: int, region: str, target: str) -> str:
+    def _activate(
+        self, name: tuple[str, str], activation: str, alpha: float, units: int, region: str, target: str
+    ) -> str:
         rows_kernel = activation == "softmax"
         ld = self.pad(units)
         self._add(
+            name,
             "activations.softmax_rows" if rows_kernel else f"activations.{activation}_map",
             records.MAP,
             {
@@ -221,9 +236,10 @@ class Lowering:
         )
         return target
 
-    def _dropout(self, stage: Dropout, region: str, target: str) -> str:
+    def _dropout(self, label: str, stage: Dropout, region: str, target: str) -> str:
         keep = 1.0 - stage.rate
         self._add(
+            (stage.name, label),
             "dropout.dropout",
             records.DROPOUT,
             {
@@ -251,6 +267,7 @@ class Lowering:
         if y is None:
             self._take("labels", self.capacity * 2)  # int64 in an arena of float32
             self._add(
+                ("loss", "gather y"),
                 "rows.gather_labels",
                 records.LABELS,
                 {
@@ -265,13 +282,14 @@ class Lowering:
             )
             target["label"] = self._ref("labels")
         else:
-            self._gather("y", y, "targets")
+            self._gather("loss", "y", y, "targets")
             target["target"] = self._ref("targets")
             target["target_ld"] = self.pad(y.cols)
         if weighted:
             # One column, packed densely: a vector of weights.
             self._take("weights", self.capacity)
             self._add(
+                ("loss", "gather weights"),
                 "rows.gather_float64",
                 records.GATHER,
                 {
@@ -296,6 +314,7 @@ class Lowering:
             if gradient:
                 self._take(f"d{len(self.stages)}", self.capacity * ld)
             self._add(
+                ("loss", "loss and gradient" if gradient else "loss"),
                 f"losses.{objective.loss}",
                 records.LOSS,
                 {
@@ -314,6 +333,7 @@ class Lowering:
         for i, (metric, threshold) in enumerate(objective.metrics, 1):
             self._take(f"value {i}", self.capacity)
             self._add(
+                ("metrics", metric),
                 f"metrics.{metric}",
                 records.METRIC,
                 {**shape, **target, "value": self._ref(f"value {i}"), "threshold": threshold},
@@ -325,6 +345,7 @@ class Lowering:
     def _totals(self, objective: Objective, weighted: bool) -> None:
         for i in range(len(objective.metrics) + 1):
             self._add(
+                ("metrics", f"sum of {objective.metrics[i - 1][0]}") if i else ("loss", "sum"),
                 "rows.total",
                 records.TOTAL,
                 {
@@ -353,9 +374,9 @@ class Lowering:
         for i in range(len(self.stages), first - 1, -1):
             stage = self.stages[i - 1]
             if isinstance(stage, Dropout):
-                self._dropout(stage, gradient, gradient)
+                self._dropout("gradient", stage, gradient, gradient)
             elif not differentiated:
-                self._differentiate(stage.activation, stage.alpha, stage.units, i, gradient)
+                self._differentiate(stage, i, gradient)
             if isinstance(stage, Affine):
                 before = gradient
                 fused = False
@@ -366,22 +387,23 @@ class Lowering:
             else:
                 differentiated = False
 
-    def _differentiate(self, activation: str, alpha: float, units: int, i: int, gradient: str) -> None:
+    def _differentiate(self, stage: Affine | Elementwise, i: int, gradient: str) -> None:
         """D = d * f'(a), in place."""
-        if activation == "linear":
+        if stage.activation == "linear":
             return
         output = self._outputs[i]
         self._add(
-            f"activations.{activation}_gradient",
+            (stage.name, "activation gradient"),
+            f"activations.{stage.activation}_gradient",
             records.MAP,
             {
                 "x": self._ref(output),
                 "g": self._ref(gradient),
                 "y": self._ref(gradient),
                 "rows": self.rows,
-                "cols": units,
-                "ld": self.pad(units),
-                "alpha": alpha,
+                "cols": stage.units,
+                "ld": self.pad(stage.units),
+                "alpha": stage.alpha,
             },
             reads=(output, gradient),
             writes=(gradient,),
@@ -412,6 +434,7 @@ class Lowering:
                 writes=(target,),
             )
         self._gemm(
+            (stage.name, "input gradient"),
             epilogue,
             {
                 "a": self._ref(gradient),
@@ -431,12 +454,12 @@ class Lowering:
     def _update(self, stage: Affine, i: int, gradient: str, update: Update) -> None:
         """W and b by dW = A' D and db = 1' D, which never reach memory."""
         inputs = self._outputs[i - 1]
-        products: list[tuple[str, int, Ref, int, int, int]] = [
-            (f"kernel {stage.name}", stage.kernel, self._ref(inputs), self._ld_before(stage), 1, stage.inputs)
+        products: list[tuple[str, str, int, Ref, int, int, int]] = [
+            ("weight", f"kernel {stage.name}", stage.kernel, self._ref(inputs), self._ld_before(stage), 1, stage.inputs)
         ]
         if stage.bias is not None:
-            products.append((f"bias {stage.name}", stage.bias, Ref("one"), 0, 0, 1))
-        for region, at, a, a_col, a_row, m in products:
+            products.append(("bias", f"bias {stage.name}", stage.bias, Ref("one"), 0, 0, 1))
+        for what, region, at, a, a_col, a_row, m in products:
             epilogue = Op(
                 f"optimizers.{update.kernel}",
                 records.UPDATE,
@@ -450,6 +473,7 @@ class Lowering:
                 writes=(region,),
             )
             self._gemm(
+                (stage.name, f"{what} gradient + {update.kernel}"),
                 epilogue,
                 {
                     "a": a,

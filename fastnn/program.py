@@ -46,6 +46,8 @@ class Op:
     by_rows: bool = False
     epilogue: "Op | None" = None
     barrier: bool = False
+    layer: str = ""  # what a profile calls it: the layer it belongs to,
+    label: str = ""  # and what it does there
 
 
 @dataclass

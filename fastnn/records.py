@@ -264,4 +264,8 @@ RUN = Record(
     halt="i64*",  # set by the caller: stop after this step
     worker="int",  # which helper this record belongs to (fastnn.cpu.crowd)
     ready="i64*",  # the columns of B that this helper has packed, or 0 where threads are not helpers; `attend`'s jobs
+    clock="int",  # address of the operating system's clock (fastnn.cpu.clock), and what it is asked for
+    clock_id="int",
+    times="i64*",  # per thread: a cache line for the clock, then what each record of each step took
+    times_stride="int",  # elements from one thread's times to the next one's
 )

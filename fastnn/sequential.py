@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnn import _names, backend, batches, data, fitting, losses, metrics, optimizers, saving, training
+from fastnn import _names, backend, batches, data, fitting, losses, metrics, optimizers, profiling, saving, training
 from fastnn.callbacks import Callback, History
 from fastnn.layers import Activation, Dense, Dropout, Input, Layer, Rescaling, Shape
 from fastnn.network import Network
@@ -414,6 +414,51 @@ class Sequential:
             return logs
         values = list(logs.values())
         return values if len(values) > 1 else values[0]
+
+    def profile(
+        self,
+        x: object,
+        y: object = None,
+        batch_size: int | None = None,
+        sample_weight: object = None,
+        seconds: float = 0.5,
+    ) -> profiling.Profile:
+        """Return where the time of a step goes, operation by operation.
+
+        Steps are run on copies of the parameters and of the optimizer's state: the model does not change.
+
+        Parameters
+        ----------
+        x, y, sample_weight : arrays
+            As in `fit`, whose steps are profiled; without `y` those of `predict` are.  A few batches are enough.
+        batch_size : int, optional
+            Samples per step; by default that of `fit` or `predict`.
+        seconds : float
+            How long steps are timed; the figures are medians over them.
+
+        Returns
+        -------
+        Profile
+            Prints as a table; ``rows`` holds its lines, ``plot`` draws it.
+
+        Raises
+        ------
+        RuntimeError
+            If `y` is given and the model is not compiled.
+        TypeError, ValueError
+            If an argument does not fit.
+
+        Examples
+        --------
+        >>> import fastnn, numpy as np
+        >>> x, y = np.zeros((64, 20)), np.zeros(64)
+        >>> model = fastnn.Sequential([fastnn.layers.Dense(8, activation="relu"), fastnn.layers.Dense(1)])
+        >>> model.compile("adam", "mse")
+        >>> profile = model.profile(x, y, seconds=0.01)
+        >>> profile.rows[0].name, profile.rows[1].name
+        ('input gather x', 'dense forward')
+        """
+        return profiling.profile(self, x, y, batch_size=batch_size, sample_weight=sample_weight, seconds=seconds)
 
     # --- parameters ---------------------------------------------------------------------------------------------
 

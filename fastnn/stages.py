@@ -24,6 +24,7 @@ class Elementwise:
     units: int
     activation: str
     alpha: float = 0.0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Dropout:
     units: int
     rate: float
     index: int
+    name: str = ""
 
 
 Stage = Affine | Elementwise | Dropout

@@ -78,9 +78,16 @@ class Recipe:
         return network.backend.Executable(program, short, rows, network.dtype, buffers, sums, self.threads, like)
 
 
-def recipe(model: Sequential, mode: str, x: Feed, y: Feed | None = None, weighted: bool = False) -> Recipe:
-    """The recipe for a model as it is now."""
-    objective = _objective(model, model._built()) if mode != "predict" else None
+def recipe(
+    model: Sequential,
+    mode: str,
+    x: Feed,
+    y: Feed | None = None,
+    weighted: bool = False,
+    network: Network | None = None,
+) -> Recipe:
+    """The recipe for a model as it is now, or with a network that is not yet its own."""
+    objective = _objective(model, network or model._built()) if mode != "predict" else None
     update = model._compiled()[1].update() if mode == "train" else None
     return Recipe(mode, x, y, weighted, objective, update, check_threads(model.n_threads))
 

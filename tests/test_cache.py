@@ -101,6 +101,29 @@ def test_first_fit_cold_and_warm(tmp_path):
     assert {path: path.read_bytes() for path in objects(tmp_path)} == files
 
 
+def test_numba_is_as_it_was(tmp_path):
+    """Its own functions, which allocate arrays and call each other, compile and run as before a kernel was compiled."""
+    code = """
+import fastnn
+fastnn.relu(np.zeros(3, "f4"))
+import numba
+from numba.core import config
+from numba.core.registry import cpu_target
+
+@numba.njit
+def double(x):
+    return x + x
+
+@numba.njit
+def total(n):
+    return [double(np.arange(n)).sum() for _ in range(2)]
+
+kind = type(cpu_target.target_context.codegen()).__name__
+print(json.dumps([int(t) for t in total(4)] + [kind, int(config.OPT)]))
+"""
+    assert run(code, tmp_path) == [12, 12, "JITCPUCodegen", 3]
+
+
 def test_four_processes_fill_it_at_once(tmp_path):
     code = """
 import fastnn

@@ -27,8 +27,12 @@ def test_work_is_counted(dtype):
     """As many operations as the tile has elements, times two, for each step and thread."""
     _, work = ceilings.multiplier(dtype, 2, steps=10)
     assert work == 2 * MR * NV * CPU.lanes(dtype) * 10 * 2
+    _, work = ceilings.copiers(1, size=64 << 20)
+    assert work == 2 * 64 << 20
     _, work = ceilings.copiers(1, size=1 << 20)
-    assert work == 2 << 20
+    assert work == 2 * ceilings.COPIED, "a small array, many times"
+    _, work = ceilings.copiers(2, size=1 << 20)
+    assert work == 16 * ceilings.COPIED
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -36,7 +40,7 @@ def test_work_is_counted(dtype):
 def test_copies_are_copies(name, threads):
     x, y = allocate(10 * ceilings.BLOCK, "float32"), allocate(11 * ceilings.BLOCK, "float32")
     x[:] = np.random.default_rng(0).standard_normal(x.size)
-    ceilings.together(name, "float32", threads, x=x, y=y, n=x.size)()
+    ceilings.together(name, "float32", threads, x=x, y=y, n=x.size, rows=1)()
     np.testing.assert_array_equal(y[: x.size], x)
     assert not y[x.size :].any()
 

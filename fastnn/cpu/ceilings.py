@@ -32,6 +32,7 @@ from fastnn.records import MAP, RUN, SLOT
 
 STEPS = 4_000_000  # updates of the tile in one run: 18 ms, hundreds of times as long as it takes to start a team
 ARRAY = 256 << 20  # bytes of the arrays that are copied
+COPIED = 4 << 20  # bytes that a run of one thread copies at least; a team, which takes longer to start, eight times it
 BLOCK = 1024  # elements of a piece of a copy: whole pages
 SAMPLES = 15
 SAME = (0,) * MR  # where the rows of a column of A are that is one number
@@ -49,15 +50,16 @@ def multiply_adds(op, run, step, thread):
 
 
 def make_copy(put):
-    """``y[:n] = x[:n]`` for whole pages; `put` stores a vector."""
+    """``y[:n] = x[:n]`` for whole pages, `rows` times; `put` stores a vector."""
 
     @kernel(MAP)
     def copy(op, run, step, thread):
         first, last = share(op.n // BLOCK, thread, run.threads)
-        for i in range(first * BLOCK, last * BLOCK, lanes(op.x)):
-            prefetch(op.x, i + AHEAD * lanes(op.x))
-            put(op.y, i, load(op.x, i))
-        settle()
+        for _ in range(op.rows):
+            for i in range(first * BLOCK, last * BLOCK, lanes(op.x)):
+                prefetch(op.x, i + AHEAD * lanes(op.x))
+                put(op.y, i, load(op.x, i))
+            settle()
 
     return copy
 
@@ -94,25 +96,30 @@ def multiplier(dtype: str, threads: int, steps: int = STEPS) -> tuple[Callable[[
 
 
 def copiers(threads: int, size: int = ARRAY) -> tuple[list[Callable[[], None]], float]:
-    """Calls that copy an array of `size` bytes in the ways there are, and how many bytes each reads and writes."""
-    count = -(-size // (4 * BLOCK)) * BLOCK
+    """Calls that copy an array of `size` bytes in the ways there are, and how many bytes each reads and writes.
+
+    Small ones are copied so often that it takes much longer than to start what copies them.
+    """
+    count = -(-size // (4 * BLOCK)) * BLOCK or BLOCK
+    least = COPIED if threads == 1 else 8 * COPIED
+    times = -(-least // (4 * count))
     x, y = allocate(count, "float32"), allocate(count, "float32")
     x[:] = 1.0  # pages that were never written are all the same page of zeros
     y[:] = 0.0
-    calls = [together(name, "float32", threads, x=x, y=y, n=count) for name in ("copy_stored", "copy_streamed")]
-    return calls, 8.0 * count
+    ways = ("copy_stored", "copy_streamed")
+    return [together(way, "float32", threads, x=x, y=y, n=count, rows=times) for way in ways], 8.0 * count * times
 
 
-def fma_peak(dtype: str, threads: int = 1) -> float:
+def fma_peak(dtype: str, threads: int = 1, steps: int = STEPS, samples: int = SAMPLES) -> float:
     """Floating-point operations a second that `threads` cores do at best, a multiply-add being two."""
-    call, work = multiplier(dtype, threads)
-    return work / fastest(call)
+    call, work = multiplier(dtype, threads, steps)
+    return work / fastest(call, samples)
 
 
-def copy_bandwidth(threads: int = 1, size: int = ARRAY) -> float:
+def copy_bandwidth(threads: int = 1, size: int = ARRAY, samples: int = SAMPLES) -> float:
     """Bytes a second, read and written, that `threads` cores copy at best between arrays of `size` bytes."""
     calls, work = copiers(threads, size)
-    return work / min(map(fastest, calls))
+    return work / min(fastest(call, samples) for call in calls)
 
 
 def fastest(call: Callable[[], None], samples: int = SAMPLES) -> float:

@@ -9,9 +9,14 @@ The counters in ``run.team`` (int64, a cache line apart):
 8     barriers passed
 16    set before an even step if the team must stop there (17: an odd step)
 ====  =====================================================================
+
+What the timed engine leaves in ``run.times`` (int64, ticks of `fastnn.cpu.clock`), for each thread: a cache line for
+the clock, then for each step a pair for each record (waiting before it, working) and a pair for the step itself
+(waiting at its start, the time from one look at the clock to the next).
 """
 
 from fastnn.cpu.blocking import SHARES
+from fastnn.cpu.clock import now
 from fastnn.cpu.jit import device, main
 from fastnn.cpu.simd import (
     call,
@@ -19,6 +24,7 @@ from fastnn.cpu.simd import (
     fetch_add,
     flush_subnormals,
     load_acquire,
+    offset,
     pause,
     record_at,
     reference,
@@ -31,6 +37,7 @@ as_run = reference(RUN)
 
 ARRIVED, PASSED, STOPPED = 0, 8, 16
 NEXT, FINISHED, BACK = 0, 8, 16  # of `assist`: shares claimed, done, and claimed by helpers
+HEAD = 8  # elements of a thread's times before those of the first step
 LINGER = 2000  # spins (about 50 us) that a helper waits for the next job: waking it takes the system as long
 POSTED, AWAY, CALLED = 0, 8, 16  # of `attend`: jobs posted, helpers that have not finished theirs, a job is coming
 STAY = 8000  # spins (about 200 us) that a helper of a team waits for the next step: Python makes a batch meanwhile
@@ -99,38 +106,70 @@ def assist(run, thread):
             call(run.yields)
 
 
-@device
-def steps(run, thread):
-    """Run steps [first, stop) of a plan, or until ``run.halt`` is set.
+def make_steps(timed):
+    """A thread's part of a run; `timed` ones also write down how long each record took."""
 
-    Subnormal numbers count as 0 meanwhile: Adam's first moment of a weight that is never used decays into them, and
-    each operation on one costs the CPU over a hundred cycles (MNIST, after one epoch: 700 us a step instead of 330).
-    """
-    mode = flush_subnormals()
-    for step in range(run.first, run.stop):
-        short = step == run.short_step
-        table = run.short_table if short else run.table
-        records = run.short_records if short else run.records
-        # The flag was written before this barrier by the one thread that reads run.halt, and is written again two
-        # steps later at the earliest: all threads see the same value.
-        barrier(run)
-        if load_acquire(run.team, STOPPED + step % 2):
-            break
-        for i in range(records):
-            op = record_at(table + i * SLOT)
-            if op.barrier:
-                barrier(run)
-            call_kernel(op, run, step, thread)
-        if thread == 0:
-            store_release(run.done, 0, step + 1)
-            store_release(run.team, STOPPED + (step + 1) % 2, load_acquire(run.halt, 0))
-    restore_mode(mode)
+    @device
+    def steps(run, thread):
+        """Run steps [first, stop) of a plan, or until ``run.halt`` is set.
+
+        Subnormal numbers count as 0 meanwhile: Adam's first moment of a weight that is never used decays into them,
+        and each operation on one costs the CPU over a hundred cycles (MNIST, after one epoch: 700 us a step instead of
+        330).
+        """
+        mode = flush_subnormals()
+        if timed:
+            clock = offset(run.times, thread * run.times_stride)
+            end = now(run, clock)
+        for step in range(run.first, run.stop):
+            short = step == run.short_step
+            table = run.short_table if short else run.table
+            records = run.short_records if short else run.records
+            # The flag was written before this barrier by the one thread that reads run.halt, and is written again two
+            # steps later at the earliest: all threads see the same value.
+            barrier(run)
+            if load_acquire(run.team, STOPPED + step % 2):
+                break
+            if timed:
+                times = offset(clock, HEAD + step * 2 * (records + 1))
+                start = now(run, clock)
+                times[2 * records] = start - end
+                end = now(run, clock)
+                times[2 * records + 1] = end - start
+            for i in range(records):
+                op = record_at(table + i * SLOT)
+                if op.barrier:
+                    barrier(run)
+                if timed:
+                    start = end
+                    if op.barrier:
+                        start = now(run, clock)
+                    times[2 * i] = start - end
+                call_kernel(op, run, step, thread)
+                if timed:
+                    end = now(run, clock)
+                    times[2 * i + 1] = end - start
+            if thread == 0:
+                store_release(run.done, 0, step + 1)
+                store_release(run.team, STOPPED + (step + 1) % 2, load_acquire(run.halt, 0))
+        restore_mode(mode)
+
+    return steps
+
+
+steps, timed_steps = make_steps(False), make_steps(True)
 
 
 @main
 def engine(run, thread):
     """Thread's part of a run."""
     steps(run, thread)
+
+
+@main
+def timed(run, thread):
+    """The same, for `Sequential.profile`."""
+    timed_steps(run, thread)
 
 
 @main

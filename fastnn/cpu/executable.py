@@ -9,7 +9,7 @@ from fastnn.cpu.memory import address, allocate
 from fastnn.program import Op, Program, Ref
 from fastnn.records import GEMM, RUN, SLOT
 
-__all__ = ["Executable", "allocate", "pad"]  # what a backend offers
+__all__ = ["Executable", "allocate", "pad", "peaks"]  # what a backend offers
 
 SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED = (
     RUN.offsets[field] // 8 for field in ("short_step", "first", "stop", "rate", "origin", "seed")
@@ -20,6 +20,16 @@ ALONE = 3_000_000  # floating-point operations of a step below which one thread 
 def pad(dtype: str) -> Callable[[int], int]:
     """The leading dimension for rows of n elements."""
     return lambda n: blocking.pad(n, dtype)
+
+
+def peaks(dtype: str, threads: int, size: int) -> tuple[float, float]:
+    """What this machine does at best: operations a second, and bytes a second copied where `size` bytes lie."""
+    from fastnn.cpu import ceilings  # needs Numba
+
+    # Short runs, of 0.5 ms or with a team of 4 ms: some of them are not interrupted, however busy the machine is.
+    steps, samples = (100_000, 200) if threads == 1 else (800_000, 30)
+    # Read and written: the two arrays together are as large.
+    return ceilings.fma_peak(dtype, threads, steps, samples), ceilings.copy_bandwidth(threads, size // 2, 50)
 
 
 def _int(op: Op, field: str) -> int:
@@ -224,6 +234,32 @@ class Executable:
         with team.borrow(self.threads) as crew:
             assert crew is not None
             crew.lead(self._run_address)
+
+    def timed(self, steps: int, *, rate: np.ndarray | None = None, origin: int = 0, seed: int = 0) -> np.ndarray:
+        """Run full steps and say how long each operation took.
+
+        Returns
+        -------
+        ndarray
+            Seconds, (threads, steps, operations + 1, 2): waiting before an operation and working on it.  The last
+            "operation" is the step itself: waiting at its start, and what one look at the clock costs, which is part
+            of every other number that is not 0.
+        """
+        from fastnn.cpu import clock, engine  # need Numba
+
+        length = self._tables[0].length + 1
+        stride = -(-(engine.HEAD + steps * length * 2) // 8) * 8
+        times = allocate(self.threads * stride, "int64")
+        record, keep = self.run_record, self._enter
+        record["clock"], record["clock_id"] = clock.function()
+        record["times"], record["times_stride"] = address(times), stride
+        self._enter = team.MAIN(loader.address("engine.timed", "float32"))
+        try:
+            self.run(steps * self.rows, rate=rate, origin=origin, seed=seed)
+        finally:
+            self._enter = keep
+        ticks = times.reshape(self.threads, stride)[:, engine.HEAD : engine.HEAD + steps * length * 2]
+        return ticks.reshape(self.threads, steps, length, 2) * clock.tick()
 
     def _alone(self, first: int, stop: int) -> None:
         self.run_record["first"], self.run_record["stop"] = first, stop

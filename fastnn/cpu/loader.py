@@ -53,14 +53,14 @@ def address(name: str, dtype: str) -> int:
 
 def _object(name: str, dtype: str) -> bytes:
     folder = cache_folder()
-    path = folder / f"{name}-{dtype}.o" if folder else None
+    path = object_path(folder, name, dtype) if folder else None
     if path is not None:
-        code = _read(path)
+        code = read(path)
         if code is not None:
             return code
     code = compile_object(name, dtype)
     if path is not None:
-        _write(path, code)
+        write(path, code)
     return code
 
 
@@ -109,10 +109,11 @@ def _lower(ir, function, arguments, result, symbol, machine):
     for value in (*module.functions, *module.global_variables):
         if not value.is_declaration and value.name != symbol:
             value.linkage = "internal"
-    passes = llvm.create_new_module_pass_manager()
-    passes.add_ipsccp_pass()
-    passes.add_global_dead_code_eliminate_pass()
-    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
+    # Which helpers are inlined is left to LLVM: with all of them inlined, 128 x 784 x 256 takes 470 us instead of 444.
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = True
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
     return module
 
 
@@ -153,11 +154,15 @@ def fingerprint() -> str:
     return digest.hexdigest()[:20]
 
 
+def cache_base() -> Path:
+    """The cache directory: ``FASTNN_CACHE_DIR`` or the user's."""
+    return Path(os.environ.get("FASTNN_CACHE_DIR") or platformdirs.user_cache_dir("fastnn", appauthor=False))
+
+
 @functools.cache
 def cache_folder() -> Path | None:
-    """Where machine code is kept: ``FASTNN_CACHE_DIR`` or the user's cache directory; None if that is not writable."""
-    base = os.environ.get("FASTNN_CACHE_DIR") or platformdirs.user_cache_dir("fastnn", appauthor=False)
-    folder = Path(base) / "kernels" / fingerprint()
+    """Where machine code is kept, below `cache_base`; None if that is not writable."""
+    folder = cache_base() / "kernels" / fingerprint()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -173,7 +178,12 @@ def cache_folder() -> Path | None:
     return folder
 
 
-def _read(path: Path) -> bytes | None:
+def object_path(folder: Path, name: str, dtype: str) -> Path:
+    """The file of a kernel in the cache."""
+    return folder / f"{name}-{dtype}.o"
+
+
+def read(path: Path) -> bytes | None:
     """The object file at `path`, or None if there is none or it is damaged."""
     try:
         data = path.read_bytes()
@@ -183,7 +193,7 @@ def _read(path: Path) -> bytes | None:
     return code if hashlib.sha256(code).digest() == digest else None
 
 
-def _write(path: Path, code: bytes) -> None:
+def write(path: Path, code: bytes) -> None:
     """Write atomically: a concurrent reader sees the whole file or none."""
     name = None
     try:
