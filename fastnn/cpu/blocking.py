@@ -20,8 +20,8 @@ Depth, KC.
 
 Block of A, MC x KC.
     It is used for every panel of B, so it must survive in the second-level cache while a panel passes:
-    MC * KC * size <= L2 / 8.  Worked example: KC = 1024: 64 rows, 5 tiles.  Four tiles at least, though: the first one of a
-    panel waits for the third-level cache.
+    MC * KC * size <= L2 / 8.  Worked example: KC = 1024: 64 rows, 5 tiles.  Four tiles at least, though: the first one
+    of a panel waits for the third-level cache.
 
 Panels of B, KC x NC.
     They are packed once and come back for every block of A, from the third-level cache if they are many:
