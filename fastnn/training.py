@@ -31,10 +31,12 @@ class Programs:
     def __init__(self, keep: int = KEEP) -> None:
         self._keep = keep
         self._kept: OrderedDict[Any, Any] = OrderedDict()
+        self.calls: dict[Any, Any] = {}  # of `predict`: what `_layout` says of the arguments, and the executable
 
     def clear(self) -> None:
         """Forget all, because the model changed."""
         self._kept.clear()
+        self.calls.clear()
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """The executable for `key`, made if need be."""
@@ -44,6 +46,7 @@ class Programs:
             self._kept[key] = make()
             if len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
+                self.calls.clear()  # or they would keep what was dropped
         return self._kept[key]
 
 
@@ -159,8 +162,35 @@ def adopt(model: Sequential, network: Network) -> None:
         model._adopt(network)
 
 
+def _layout(model: Sequential, x: np.ndarray, batch: int | None, whole: bool) -> tuple:
+    """All that `predict` checks of an array, or that its executable depends on, but for the model."""
+    return x.shape, x.strides, x.dtype, x.flags.aligned, batch, whole, check_threads(model.n_threads)
+
+
+def _predict_again(model: Sequential, x: object, batch_size: int | None, whole: bool) -> np.ndarray | None:
+    """Outputs for an array like one that `predict` had before, or None.
+
+    Nothing is left to check then: a row through 784-256-10 takes 38 us instead of 100, of which 28 are arithmetic.
+    """
+    if type(x) is not np.ndarray or type(batch_size) not in (int, type(None)):
+        return None
+    program = model._programs.calls.get(_layout(model, x, batch_size, whole))
+    if program is None:
+        return None
+    out = np.empty((len(x), model._built().units), model.dtype)
+    program.bind(x=x, out=out)
+    if len(x) == program.rows <= CHUNK:
+        program.step()
+    else:
+        program.run(len(x))
+    return out
+
+
 def predict(model: Sequential, x: object, batch_size: int | None, *, whole: bool = False) -> np.ndarray:
     """Outputs for all samples, `batch_size` (or the `whole`) at once."""
+    known = _predict_again(model, x, batch_size, whole)
+    if known is not None:
+        return known
     batch = CHUNK if batch_size is None else _names.integer(batch_size, "batch_size", low=1)
     array = data.samples(x, model.input_shape)
     network = model._network_for(array)
@@ -172,7 +202,11 @@ def predict(model: Sequential, x: object, batch_size: int | None, *, whole: bool
     samples.bind(program)
     program.bind(out=out)
     program.run(samples.n)
-    return out if len(network.shapes[-1]) == 1 else out.reshape(samples.n, *network.shapes[-1])
+    if len(network.shapes[-1]) > 1:
+        return out.reshape(samples.n, *network.shapes[-1])
+    if samples.x is x and type(batch_size) in (int, type(None)):  # it was a matrix that is read in place
+        model._programs.calls[_layout(model, samples.x, batch_size, whole)] = program
+    return out
 
 
 def evaluate_samples(model: Sequential, samples: Samples, batch: int) -> dict[str, float]:

@@ -375,3 +375,37 @@ def test_verbose_1_names_the_epoch_and_the_loss(capfd):
     text = "".join(capfd.readouterr())
     assert "2/2" in text
     assert "loss" in text
+
+
+def test_predicting_again():
+    """The second array of a layout takes a shorter way, to the same bits, and checks what the first one checked."""
+    model = fastnn.Sequential([layers.Input((5,)), layers.Dense(7, "relu"), layers.Dense(3, "softmax")], seed=1)
+    rng = np.random.default_rng(0)
+    for shape in ((1, 5), (4, 5), (300, 5)):
+        x, other = rng.normal(size=(2, *shape)).astype(np.float32)
+        first = model.predict(x)
+        again = model.predict(x)
+        assert again is not first
+        np.testing.assert_array_equal(again, first)
+        np.testing.assert_array_equal(model.predict_on_batch(x), model.predict_on_batch(x))
+        assert np.array_equal(model.predict(other), np.concatenate([model.predict(row[None]) for row in other]))
+        np.testing.assert_array_equal(model.predict(x.astype(np.float64)), model.predict(x.astype(np.float64)))
+    # Of the same shape, but other strides, byte order or alignment.
+    x = rng.normal(size=(4, 5)).astype(np.float32)
+    expected = model.predict(x)
+    shifted = np.empty(x.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(x.shape)
+    shifted[...] = x
+    for same in (np.asfortranarray(x), np.repeat(x, 2, axis=0)[::2], x.astype(">f4"), shifted):
+        for _ in range(2):
+            np.testing.assert_array_equal(model.predict(same), expected)
+    # What it computes with are the weights of now.
+    model.set_weights([2 * w for w in model.get_weights()])
+    assert not np.array_equal(model.predict(x), expected)
+    with pytest.raises(ValueError, match=r"x must have shape \(n, 5\), got \(4, 6\)"):
+        model.predict(np.zeros((4, 6), np.float32))
+    with pytest.raises(ValueError, match="batch_size"):
+        model.predict(x, batch_size=0)
+    with pytest.raises(TypeError, match="batch_size"):
+        model.predict(x, batch_size=True)
+    model.add(layers.Dense(2))
+    assert model.predict(x).shape == (4, 2)
