@@ -148,11 +148,12 @@ class Batches:
         if optimizer.learning_rate != self._rate or not 0 <= at < len(self._rates):
             self._rates, self._rate, self._first = optimizer.rates(self.ahead), optimizer.learning_rate, origin
             at = 0
-        program.done = 0  # from here on an interruption finds the right number
+        progress = program.progress
+        progress[0] = 0  # from here on an interruption finds the right number
         try:
             program.step(rate=self._rates, at=at, origin=origin, seed=model.dropout_seed)
         finally:
-            optimizer.iterations = origin + program.done
+            optimizer.iterations = origin + progress[0]
 
 
 def _kind(x: np.ndarray, y: np.ndarray) -> tuple:

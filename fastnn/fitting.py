@@ -299,7 +299,8 @@ class Whole(Epochs):
                 self.bar.advance(done, program.totals[0] / max(seen, 1))
 
         rate = self.optimizer.rates(stop - first)
-        program.done = first  # from here on an interruption finds the right number
+        optimizer, progress = self.optimizer, program.progress
+        progress[0] = first  # from here on an interruption finds the right number
         try:
             program.run(
                 self.samples.n,
@@ -311,7 +312,7 @@ class Whole(Epochs):
                 watch=watch if self.bar is not None else None,
             )
         finally:
-            self.optimizer.iterations = origin + program.done - first
+            optimizer.iterations = origin + progress[0] - first
 
     def _batch(self, program: Any, step: int) -> None:
         for callback in self.watchers:

@@ -142,7 +142,7 @@ def test_halt_stops_after_the_step():
             worker.start()
         for worker in workers:
             worker.join(LIMIT)
-        assert program.done == 1
+        assert program.progress[0] == 1
 
 
 class Interrupted:

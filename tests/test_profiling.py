@@ -143,8 +143,7 @@ def test_unknown_records_are_refused():
 
 def program_of(model, batch=8):
     checked = training.checked(model, *samples(batch))
-    objective, update = training._objective(model, model.network), model.optimizer.update()
-    return training.lower(model.network, batch, batch, checked.x_feed, checked.y_feed, False, objective, update)
+    return training.recipe(model, "train", checked.x_feed, checked.y_feed).lower(model.network, batch, batch)
 
 
 def prepared(model, n=256, batch=8):
@@ -167,7 +166,7 @@ def test_the_timed_engine_computes_the_same_bits(threads):
         else:
             program.run(256, rate=rates, seed=model.dropout_seed)
         weights.append([w.tobytes() for w in model.get_weights()])
-        assert program.done == 32
+        assert program.progress[0] == 32
     assert weights[0] == weights[1]
 
 

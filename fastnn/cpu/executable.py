@@ -159,6 +159,9 @@ class Executable:
         run["yields"] = team.yield_address()
         self._enter = team.MAIN(loader.address("engine.engine", "float32"))
         self._words = memoryview(self.run_record.view(np.int64))
+        # [0]: the step that comes next, also while a run is under way.  To read it takes no call, and so there is no
+        # place in between where Python would let an interruption in.
+        self.progress = memoryview(self._flags)
 
     def bind(self, **arrays: np.ndarray | None) -> None:
         """Give the caller's arrays (x, y, weight, index, out) for the next runs; None means absent."""
@@ -167,15 +170,6 @@ class Executable:
             where = 0 if array is None else address(array)
             for table in self._tables:
                 table.bind(name, where)
-
-    @property
-    def done(self) -> int:
-        """The step that comes next: how far the run has come that is under way, or was the last one."""
-        return int(self._flags[0])
-
-    @done.setter
-    def done(self, step: int) -> None:
-        self._flags[0] = step
 
     def run(
         self,
@@ -206,7 +200,7 @@ class Executable:
         record["origin"], record["seed"] = origin, seed
         record["rate"] = 0 if rate is None else address(rate) - rate.strides[0] * first
         self._flags[8] = 0
-        self.done = first
+        self.progress[0] = first
         if self.threads == 1:
             team.run_alone(self._alone, first, stop, watch)
             return
@@ -273,5 +267,5 @@ class Executable:
         crew.run(
             lambda thread: self._enter(self._run_address, thread),
             halt,
-            (lambda: watch(self.done)) if watch else None,
+            (lambda: watch(self.progress[0])) if watch else None,
         )
