@@ -121,7 +121,7 @@ def inner_loops(assembly):
             body.append(text)
             jump = JUMP.fullmatch(text)
             if jump and jump[1] == label:
-                found.append(body)
+                found.append(body.copy())  # what follows the jump is behind the loop
     return found
 
 
@@ -200,6 +200,8 @@ def test_the_readers_see_what_they_should():
     assert multiplies(body, FUSED["avx512", "float32"][0]) == 1
     assert spills(body, "avx512", "%zmm") == ["vmovups\t-64(%rsp), %zmm1"]
     assert inner_loops(bad.replace("jne\t.LBB0_1", "jne\t.LBB0_2")) == []
+    (body,) = inner_loops(bad.replace("-64(%rsp)", "(%rax)") + "\tmovdqa\t416(%rsp), %xmm8\n\tretq\n")
+    assert len(body) == 3, "what is restored behind a loop is not in it"
     arm = ".LBB0_1:\n\tldr\tq1, [sp, #16]\n\tfmla\tv3.4s, v1.4s, v2.s[0]\n\tb.ne\t.LBB0_1\n"
     (body,) = inner_loops(arm)
     assert multiplies(body, FUSED["aarch64", "float32"][0]) == 1
