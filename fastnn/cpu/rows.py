@@ -6,8 +6,24 @@ from numba.types import float64 as FLOAT64
 
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.share import share
-from fastnn.cpu.simd import cast, is_null, lanes, load_bytes, muladd, offset, scalar_like, splat, store
+from fastnn.cpu.simd import (
+    cast,
+    first_lane,
+    is_null,
+    lanes,
+    load_first_numbers,
+    load_numbers,
+    offset,
+    prefetch,
+    scalar_like,
+    splat,
+    store,
+    store_first,
+)
 from fastnn.records import GATHER, LABELS, SCATTER, TOTAL
+
+FETCHED = 4  # cache lines at the start of a row that are fetched; the CPU follows a longer row by itself
+LINE = 64  # bytes of a cache line
 
 
 @device
@@ -18,47 +34,61 @@ def source_row(index, step, step_rows, r):
 
 
 @device
-def gather(op, x, run, step, thread):
-    """``out[r, c] = scale * x[index[r], c] + offset`` for this thread's rows."""
+def fetch(op, x, step, r, size):
+    """Start fetching row r of a step: rows in random order are nothing that the CPU foresees."""
+    source = offset(x, source_row(op.index, step, op.step_rows, r) * op.x_row)
+    for c in range(0, min(op.cols, FETCHED * LINE // size), LINE // size):
+        prefetch(source, c)
+    prefetch(source, op.cols - 1)
+
+
+@device
+def gather(op, x, size, run, step, thread):
+    """``out[r, c] = scale * x[index[r], c] + offset`` for this thread's rows; elements of x have `size` bytes."""
     first, last = share(op.rows, thread, run.threads)
+    w = lanes(op.out)
+    # In locals, since stores to out might change the record.
+    cols, x_row, x_col, ld = op.cols, op.x_row, op.x_col, op.ld
+    scale, shift = splat(op.out, op.scale), splat(op.out, op.offset)
+    factor, term = first_lane(scale), first_lane(shift)
+    if cols == 1 or x_col != 1:
+        for r in range(first, last):
+            source = offset(x, source_row(op.index, step, op.step_rows, r) * x_row)
+            for c in range(cols):
+                op.out[r * ld + c] = scalar_like(op.out, source[c * x_col]) * factor + term
+        return
+    # Rows are fetched a step before they are needed, as long as the next one is known and has as many.
+    if step == run.first:
+        for r in range(first, last):
+            fetch(op, x, step, r, size)
+    more = step + 1 < run.stop and step + 1 != run.short_step
     for r in range(first, last):
-        source = offset(x, source_row(op.index, step, op.step_rows, r) * op.x_row)
-        out = offset(op.out, r * op.ld)
-        # Two loops, because LLVM turns only the contiguous one into vector instructions.
-        if op.x_col == 1:
-            for c in range(op.cols):
-                out[c] = scalar_like(out, source[c]) * op.scale + op.offset
-        else:
-            for c in range(op.cols):
-                out[c] = scalar_like(out, source[c * op.x_col]) * op.scale + op.offset
+        if more:
+            fetch(op, x, step + 1, r, size)
+        source = offset(x, source_row(op.index, step, op.step_rows, r) * x_row)
+        out = offset(op.out, r * ld)
+        for c in range(0, cols - w + 1, w):
+            store(out, c, load_numbers(source, c, out) * scale + shift)
+        if cols < w:
+            store_first(out, 0, cols, load_first_numbers(source, 0, cols, out) * scale + shift)
+        elif cols % w:
+            # The last vector overlaps the one before: a masked one would wait for the line behind the row, too.
+            store(out, cols - w, load_numbers(source, cols - w, out) * scale + shift)
 
 
 @kernel(GATHER)
 def gather_float32(op, run, step, thread):
-    gather(op, cast(op.x, FLOAT32), run, step, thread)
+    gather(op, cast(op.x, FLOAT32), 4, run, step, thread)
 
 
 @kernel(GATHER)
 def gather_float64(op, run, step, thread):
-    gather(op, cast(op.x, FLOAT64), run, step, thread)
+    gather(op, cast(op.x, FLOAT64), 8, run, step, thread)
 
 
 @kernel(GATHER)
 def gather_uint8(op, run, step, thread):
-    # Bytes are widened by hand: Numba's uint8 to float32 conversion goes through float64.
-    first, last = share(op.rows, thread, run.threads)
-    w = lanes(op.out)
-    for r in range(first, last):
-        source = offset(op.x, source_row(op.index, step, op.step_rows, r) * op.x_row)
-        out = offset(op.out, r * op.ld)
-        c = 0
-        if op.x_col == 1:
-            while c + w <= op.cols:
-                store(out, c, muladd(load_bytes(source, c, out), splat(out, op.scale), op.offset))
-                c += w
-        while c < op.cols:
-            out[c] = scalar_like(out, source[c * op.x_col]) * op.scale + op.offset
-            c += 1
+    gather(op, op.x, 1, run, step, thread)
 
 
 @kernel(LABELS)

@@ -7,7 +7,20 @@ from numba import types
 from numba.core.imputils import lower_builtin
 from numba.extending import intrinsic, type_callable
 
-from fastnn.cpu.simd.vectors import I1, I32, Vec, call_intrinsic, first_lanes_mask, llvm_type, splat_scalar, suffix, vec
+from fastnn.cpu.simd.vectors import (
+    BITS,
+    I1,
+    I32,
+    Vec,
+    call_intrinsic,
+    first_lanes_mask,
+    join,
+    llvm_type,
+    splat_scalar,
+    split,
+    suffix,
+    vec,
+)
 
 
 def as_vector(context, builder, value, ty, like):
@@ -157,7 +170,7 @@ def sqrt(typingctx, x):
 
 def _estimated(x):
     """Whether the CPU estimates reciprocals and roots of these vectors (to 14 bits, in a few cycles)."""
-    return x.scalar.bitwidth * x.lanes == 512
+    return BITS == 512 and x.scalar.bitwidth * x.lanes % BITS == 0
 
 
 @intrinsic
@@ -171,15 +184,15 @@ def estimates(typingctx, x):
 
 
 def _estimate(builder, name, x):
-    count, kind = x.type.count, "ps" if x.type.count == 16 else "pd"
-    return call_intrinsic(
-        builder, f"llvm.x86.avx512.{name}14.{kind}.512", x.type, [x, x, ir.IntType(count)(2**count - 1)]
-    )
+    count, kind = (16, "ps") if x.type.element == ir.FloatType() else (8, "pd")
+    every = ir.IntType(count)(2**count - 1)
+    full = f"llvm.x86.avx512.{name}14.{kind}.512"
+    return join(builder, [call_intrinsic(builder, full, v.type, [v, v, every]) for v in split(builder, x, count)])
 
 
 def _refined(builder, estimate, factor, residual):
     """``estimate + estimate * factor * (1 - product of residual)``: a step of Newton's iteration, in float64 only."""
-    if estimate.type.count == 16:
+    if estimate.type.element == ir.FloatType():
         return estimate
     one = ir.Constant(estimate.type, [1.0] * estimate.type.count)
     scaled = builder.fmul(estimate, ir.Constant(estimate.type, [factor] * estimate.type.count))

@@ -9,9 +9,12 @@ from fastnn.cpu.simd.vectors import (
     I8,
     I32,
     I64,
+    Vec,
     call_intrinsic,
     first_lanes_mask,
+    join,
     llvm_type,
+    split,
     suffix,
     vec,
     vector_pointer,
@@ -38,6 +41,46 @@ def load(typingctx, pointer, i):
         return builder.load(vector_pointer(builder, *args, llvm_type(ty)), align=ty.scalar.bitwidth // 8)
 
     return ty(pointer, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load_block(typingctx, pointer, row, rows, vectors):
+    """`rows` (a constant) rows, `row` elements apart, of `vectors` vectors each, as one long vector.
+
+    LLVM does each operation on its parts one after the other.  So the chains of dependent instructions of all parts lie
+    side by side, where the CPU sees them: its scheduler has no room for a whole chain of one vector before the next.
+    """
+    ty = vec(pointer.dtype)
+    count = rows.literal_value * vectors.literal_value
+    block = Vec(ty.scalar, ty.lanes * count)
+
+    def codegen(context, builder, sig, args):
+        pointer, row = args[:2]
+        parts = []
+        for r in range(rows.literal_value):
+            start = builder.mul(row, I64(r))
+            for v in range(vectors.literal_value):
+                at = vector_pointer(builder, pointer, builder.add(start, I64(v * ty.lanes)), llvm_type(ty))
+                parts.append(builder.load(at, align=ty.scalar.bitwidth // 8))
+        return join(builder, parts)
+
+    return block(pointer, types.intp, rows, vectors), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_block(typingctx, pointer, row, rows, value):
+    """Write what `load_block` reads."""
+    ty = vec(pointer.dtype)
+
+    def codegen(context, builder, sig, args):
+        pointer, row, _, value = args
+        vectors = value.type.count // ty.lanes // rows.literal_value
+        for i, part in enumerate(split(builder, value, ty.lanes)):
+            start = builder.add(builder.mul(row, I64(i // vectors)), I64(i % vectors * ty.lanes))
+            builder.store(part, vector_pointer(builder, pointer, start, part.type), align=ty.scalar.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp, rows, value), codegen
 
 
 @intrinsic
@@ -116,17 +159,48 @@ def settle(typingctx):
     return types.void(), codegen
 
 
+def _as_floats(builder, value, scalar, ty):
+    """A vector of numbers of type `scalar` as the vector type `ty` of floats."""
+    if isinstance(scalar, types.Integer):
+        return builder.uitofp(value, llvm_type(ty))
+    if scalar == ty.scalar:
+        return value
+    convert = builder.fptrunc if scalar.bitwidth > ty.scalar.bitwidth else builder.fpext
+    return convert(value, llvm_type(ty))
+
+
+def _numbers(scalar, lanes):
+    """The LLVM type of a vector of a user's numbers: bytes or floats."""
+    return ir.VectorType(I8 if isinstance(scalar, types.Integer) else llvm_type(scalar), lanes)
+
+
 @intrinsic
-def load_bytes(typingctx, pointer, i, like):
-    """The bytes at ``pointer[i : i + lanes]`` as a vector of the floats that `like` points to."""
+def load_numbers(typingctx, pointer, i, like):
+    """The bytes or floats at ``pointer[i : i + lanes]`` as a vector of the floats that `like` points to."""
     ty = vec(like.dtype)
 
     def codegen(context, builder, sig, args):
-        octets = ir.VectorType(I8, ty.lanes)
-        value = builder.load(vector_pointer(builder, args[0], args[1], octets), align=1)
-        return builder.uitofp(value, llvm_type(ty))
+        vector = _numbers(pointer.dtype, ty.lanes)
+        value = builder.load(vector_pointer(builder, *args[:2], vector), align=pointer.dtype.bitwidth // 8)
+        return _as_floats(builder, value, pointer.dtype, ty)
 
     return ty(pointer, types.intp, like), codegen
+
+
+@intrinsic
+def load_first_numbers(typingctx, pointer, i, count, like):
+    """As `load_numbers`, but only the first `count` lanes are read; the others are 0."""
+    ty = vec(like.dtype)
+
+    def codegen(context, builder, sig, args):
+        vector = _numbers(pointer.dtype, ty.lanes)
+        at = vector_pointer(builder, *args[:2], vector)
+        mask = first_lanes_mask(builder, args[2], ty.lanes)
+        arguments = [at, I32(pointer.dtype.bitwidth // 8), mask, ir.Constant(vector, None)]
+        value = call_intrinsic(builder, f"llvm.masked.load.{suffix(vector)}.p0", vector, arguments)
+        return _as_floats(builder, value, pointer.dtype, ty)
+
+    return ty(pointer, types.intp, types.intp, like), codegen
 
 
 def _prefetch(write):

@@ -67,7 +67,7 @@ def call_intrinsic(builder, name, result, arguments):
 
 
 def suffix(vector: ir.Type) -> str:
-    scalar = {"float": "f32", "double": "f64", "i32": "i32", "i64": "i64", "i1": "i1"}
+    scalar = {"float": "f32", "double": "f64", "i32": "i32", "i64": "i64", "i8": "i8", "i1": "i1"}
     if isinstance(vector, ir.VectorType):
         return f"v{vector.count}{scalar[str(vector.element)]}"
     return scalar[str(vector)]
@@ -84,3 +84,19 @@ def first_lanes_mask(builder, count, lanes):
     """The mask whose first `count` lanes are set."""
     iota = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
     return builder.icmp_signed("<", iota, splat_scalar(builder, count, lanes))
+
+
+def split(builder, value, lanes):
+    """A long vector in parts of `lanes` elements."""
+    undefined = ir.Constant(value.type, ir.Undefined)
+    every = range(value.type.count)
+    masks = [ir.Constant(ir.VectorType(I32, lanes), list(every[i : i + lanes])) for i in every[::lanes]]
+    return [builder.shuffle_vector(value, undefined, mask) for mask in masks]
+
+
+def join(builder, parts):
+    """One long vector of a power of two of equal parts."""
+    while len(parts) > 1:
+        mask = ir.Constant(ir.VectorType(I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+        parts = [builder.shuffle_vector(a, b, mask) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
