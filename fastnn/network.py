@@ -73,7 +73,7 @@ class Network:
         return ["kernel", "bias"] if layer.use_bias else ["kernel"]
 
     def _lay_out(self, pad: Callable[[int], int]) -> None:
-        shape = self.input_shape
+        shape, lanes = self.input_shape, pad(2)
         for position, layer in enumerate(self.layers):
             name = str(layer.name)
             before = shape
@@ -84,11 +84,12 @@ class Network:
             elif isinstance(layer, Dense):
                 places = []
                 for parameter in layer.parameters(before):
-                    ld = pad(parameter.shape[-1])
+                    rows, cols = parameter.shape if len(parameter.shape) > 1 else (1, parameter.shape[0])
+                    ld = pad(cols)
                     places.append(self.size)
                     self._places.append((f"{name}/{parameter.name}", parameter.shape, self.size, ld))
                     self._initializers.append(parameter.initializer)
-                    self.size += (parameter.shape[0] if len(parameter.shape) > 1 else 1) * ld
+                    self.size += -(-rows * ld // lanes) * lanes  # updated in whole vectors
                 bias = places[1] if len(places) > 1 else None
                 self._append(layer.stage(name, before[0], pad(layer.units), places[0], bias))
             elif isinstance(layer, Activation | Dropout):

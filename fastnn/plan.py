@@ -135,6 +135,12 @@ class Lowering:
         self, name: tuple[str, str], epilogue: Op, fields: dict[str, int | float | Ref], reads: tuple[str, ...]
     ) -> None:
         self.flops += 2 * int(fields["m"]) * int(fields["n"]) * int(fields["k"])  # type: ignore[arg-type]
+        if fields["n"] == 1:
+            # A column lies in memory without gaps, as a row, and so it is computed: C' = B' A'.
+            swapped = {"a": "b", "a_row": "b_col", "a_col": "b_row", "b": "a", "b_row": "a_col", "b_col": "a_row"}
+            fields = {**fields, **{to: fields[of] for to, of in swapped.items()}, "m": 1, "n": fields["m"]}
+            if epilogue.record is records.FORWARD:
+                epilogue.fields["one_bias"] = 1
         op = Op("gemm.gemm", records.GEMM, fields, reads=reads + epilogue.reads, writes=epilogue.writes)
         op.epilogue = epilogue
         op.layer, op.label = name
@@ -202,12 +208,12 @@ class Lowering:
 
     def _whole(self, n: int) -> int:
         """Columns of a padded row that a product computes: whole vectors, so that no tile is ragged."""
-        return -(-n // self.lanes) * self.lanes
+        return 1 if n == 1 else -(-n // self.lanes) * self.lanes
 
     @property
     def lanes(self) -> int:
         """Elements that rows are padded to a multiple of."""
-        return self.pad(1)
+        return self.pad(2)
 
     def _ld_before(self, stage: Affine) -> int:
         return self.pad(stage.inputs)
@@ -458,7 +464,7 @@ class Lowering:
             ("weight", f"kernel {stage.name}", stage.kernel, self._ref(inputs), self._ld_before(stage), 1, stage.inputs)
         ]
         if stage.bias is not None:
-            products.append(("bias", f"bias {stage.name}", stage.bias, Ref("one"), 0, 0, 1))
+            products.append(("bias", f"bias {stage.name}", stage.bias, Ref("one"), 0, 1, 1))
         for what, region, at, a, a_col, a_row, m in products:
             epilogue = Op(
                 f"optimizers.{update.kernel}",

@@ -91,7 +91,13 @@ GEMM = Record(
 # --- epilogues: applied to a tile of a product while it is in the first-level cache -----------------------------
 
 FORWARD = Record(  # c = f(tile + bias)
-    "forward", c="T*", c_row="int", c_col="int", bias="T*", alpha="float"
+    "forward",
+    c="T*",
+    c_row="int",
+    c_col="int",
+    bias="T*",
+    one_bias="int",  # 1: the same number for all columns
+    alpha="float",
 )
 BACKWARD = Record(  # c = tile * f'(y), with f' expressed by f's output y (same layout as c)
     "backward", c="T*", c_row="int", c_col="int", y="T*", alpha="float"

@@ -69,7 +69,7 @@ def forward(f):
         for q in range(0, cols, w):
             bias = splat(tile, 0.0)
             if not is_null(op.bias):
-                bias = load_before(op.bias, j + q, j + cols)
+                bias = splat(tile, op.bias[0]) if op.one_bias else load_before(op.bias, j + q, j + cols)
             for r in range(rows):
                 at = r * tile_row + q
                 y = f(load(tile, at) + bias, op.alpha)

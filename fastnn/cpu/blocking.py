@@ -130,11 +130,13 @@ def product(m: int, b_row: int, b_col: int, a_col: int) -> str:
 
 
 def pad(n: int, dtype: str) -> int:
-    """A leading dimension for rows of `n` elements: whole vectors, and not a multiple of 1 KiB.
+    """A leading dimension for rows of `n` elements: whole vectors, and not a multiple of 1 KiB; 1 for a single column.
 
     Rows whose addresses differ by a power of two fall into the same few sets of the cache; one more vector spreads
-    them.
+    them.  A single column without gaps can be read in vectors, as a row.
     """
+    if n == 1:
+        return 1
     lanes = CPU.lanes(dtype)
     size = 4 if dtype == "float32" else 8
     ld = -(-n // lanes) * lanes

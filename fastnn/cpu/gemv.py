@@ -7,7 +7,6 @@ use elements several times) does not fit.  Same record, same epilogues.
 from fastnn.cpu.blocking import CPU
 from fastnn.cpu.gemm import make_edge_tile
 from fastnn.cpu.jit import device, kernel
-from fastnn.cpu.ragged import load_before
 from fastnn.cpu.share import share, worker
 from fastnn.cpu.simd import (
     call_epilogue,
@@ -24,8 +23,11 @@ from fastnn.records import GEMM
 
 WIDE = CPU.registers // 2  # vectors of C at once: long pieces of the rows of B, and sums enough to hide the latency
 
+SOME = 4  # as many sums as hide half the latency
+
 ONE_ROW = (0,)
 row_wide = make_edge_tile(1, WIDE)
+row_some = make_edge_tile(1, SOME)
 row_narrow = make_edge_tile(1, 1)
 
 
@@ -45,6 +47,9 @@ def gemv_rows(op, run, step, thread):
             row_wide(op.a, ONE_ROW, op.a_col, b, op.b_row, op.k, tile, True)
         else:
             c = 0
+            while c + SOME * w <= cols:
+                row_some(op.a, ONE_ROW, op.a_col, offset(b, c), op.b_row, op.k, offset(tile, c), True)
+                c += SOME * w
             while c + w <= cols:
                 row_narrow(op.a, ONE_ROW, op.a_col, offset(b, c), op.b_row, op.k, offset(tile, c), True)
                 c += w
@@ -84,24 +89,27 @@ def dots(a, b, b_col, k, out):
 
 @device
 def dot(a, b, k):
-    """The dot product of two contiguous vectors."""
-    s = splat(a, 0)
-    for p in range(0, k, lanes(a)):
-        s = muladd(load_before(a, p, k), load_before(b, p, k), s)
-    return sum_lanes(s)
+    """The dot product of two contiguous vectors, in the same order."""
+    w = lanes(a)
+    s, t = splat(a, 0), splat(a, 0)
+    p = 0
+    while p + 2 * w <= k:
+        s, t = muladd(load(a, p), load(b, p), s), muladd(load(a, p + w), load(b, p + w), t)
+        p += 2 * w
+    while p < k:
+        s = muladd(load_first(a, p, k - p), load_first(b, p, k - p), s)
+        p += w
+    return sum_lanes(s + t)
 
 
 @kernel(GEMM)
 def gemv_columns(op, run, step, thread):
     """For B with contiguous columns: dot products, four at once.  A is contiguous."""
-    w = lanes(op.a)
-    width = WIDE * w
-    chunks = (op.n + width - 1) // width
-    first, last = share(chunks, thread, run.threads)
+    width = WIDE * lanes(op.a)
+    first, last = share(op.n, thread, run.threads)
     tile = offset(op.scratch, worker(run, thread) * op.scratch_stride)
-    for chunk in range(first, last):
-        left = chunk * width
-        cols = min(width, op.n - left)
+    for left in range(first, last, width):
+        cols = min(width, last - left)
         c = 0
         while c + 4 <= cols:
             dots(op.a, offset(op.b, (left + c) * op.b_col), op.b_col, op.k, offset(tile, c))

@@ -73,45 +73,69 @@ def softmax_crossentropy(op, run, step, thread):
                 )
 
 
-@kernel(LOSS)
-def sigmoid_crossentropy(op, run, step, thread):
-    """value = mean(max(z, 0) - z t + log(1 + exp(-|z|)));  grad = (sigmoid(z) - t) / cols."""
-    first, last = share(op.rows, thread, run.threads)
-    w = lanes(op.z)
-    for r in range(first, last):
-        z = offset(op.z, r * op.ld)
-        p = offset(op.p, r * op.ld)
-        t = offset(op.target, r * op.target_ld)
-        grad = offset(op.grad, r * op.ld)
-        scale = row_scale(op, r) / op.cols
-        total = splat(z, 0)
-        for c in range(0, op.cols, w):
-            x = load_before(z, c, op.cols)
-            tv = load_before(t, c, op.cols)
-            y = sigmoid(x)
-            e = exp_below_top(-absolute(x))  # as in sigmoid: it is computed once
-            positive = select(x < 0, 0, x)
-            total = total + keep_first(positive - x * tv + log1p_unit(e), op.cols - c)
-            store_before(p, c, op.cols, y)
+def elementwise(terms, activates):
+    """A loss that is a mean over columns.
+
+    ``terms(z, t)`` gives the prediction, the loss and its slope for vectors of outputs and targets; `activates` says
+    whether predictions are something else than outputs.
+    """
+
+    @device
+    def column(op, first, last):
+        """A single column: rows lie side by side."""
+        w = lanes(op.z)
+        for r in range(first, last, w):
+            y, value, slope = terms(load_before(op.z, r, last), load_before(op.target, r, last))
+            store_before(op.value, r, last, value)
+            if activates:
+                store_before(op.p, r, last, y)
             if not is_null(op.grad):
-                store_before(grad, c, op.cols, (y - tv) * scale)
-        op.value[r] = sum_lanes(total) / op.cols
+                scale = splat(op.z, op.scale)
+                if not is_null(op.weight):
+                    scale = scale * load_before(op.weight, r, last)
+                store_before(op.grad, r, last, slope * scale)
+
+    @kernel(LOSS)
+    def apply(op, run, step, thread):
+        first, last = share(op.rows, thread, run.threads)
+        w = lanes(op.z)
+        if op.ld == 1 and op.target_ld == 1:
+            column(op, first, last)
+            return
+        for r in range(first, last):
+            z = offset(op.z, r * op.ld)
+            p = offset(op.p, r * op.ld)
+            t = offset(op.target, r * op.target_ld)
+            grad = offset(op.grad, r * op.ld)
+            scale = row_scale(op, r) / op.cols
+            total = splat(z, 0)
+            for c in range(0, op.cols, w):
+                y, value, slope = terms(load_before(z, c, op.cols), load_before(t, c, op.cols))
+                total = total + keep_first(value, op.cols - c)
+                if activates:
+                    store_before(p, c, op.cols, y)
+                if not is_null(op.grad):
+                    store_before(grad, c, op.cols, slope * scale)
+            op.value[r] = sum_lanes(total) / op.cols
+
+    return apply
 
 
-@kernel(LOSS)
-def mean_squared_error(op, run, step, thread):
-    """value = mean((z - t)^2);  grad = 2 (z - t) / cols."""
-    first, last = share(op.rows, thread, run.threads)
-    w = lanes(op.z)
-    for r in range(first, last):
-        z = offset(op.z, r * op.ld)
-        t = offset(op.target, r * op.target_ld)
-        grad = offset(op.grad, r * op.ld)
-        scale = 2 * row_scale(op, r) / op.cols
-        total = splat(z, 0)
-        for c in range(0, op.cols, w):
-            d = load_before(z, c, op.cols) - load_before(t, c, op.cols)
-            total = muladd(d, d, total)
-            if not is_null(op.grad):
-                store_before(grad, c, op.cols, d * scale)
-        op.value[r] = sum_lanes(total) / op.cols
+@device
+def sigmoid_terms(z, t):
+    """value = max(z, 0) - z t + log(1 + exp(-|z|));  slope = sigmoid(z) - t."""
+    y = sigmoid(z)
+    e = exp_below_top(-absolute(z))  # as in sigmoid: it is computed once
+    positive = select(z < 0, 0, z)
+    return y, positive - z * t + log1p_unit(e), y - t
+
+
+@device
+def squared_terms(z, t):
+    """value = (z - t)^2;  slope = 2 (z - t)."""
+    d = z - t
+    return z, d * d, d + d
+
+
+sigmoid_crossentropy = elementwise(sigmoid_terms, True)
+mean_squared_error = elementwise(squared_terms, False)
