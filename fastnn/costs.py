@@ -57,12 +57,15 @@ def _product(op: Op) -> int:
     """Elements of both factors and of what the epilogue touches."""
     fields = op.fields
     m, n, k = (_int(fields, name) for name in ("m", "n", "k"))
-    factors = (m if fields["a_row"] else 1) * (k if fields["a_col"] else 1) + k * n
+    factors = (m if fields["a_row"] else 1) * (k if fields["a_col"] else 1)
+    factors += (k if fields["b_row"] else 1) * (n if fields["b_col"] else 1)
     assert op.epilogue is not None
     epilogue = op.epilogue.fields
     if op.epilogue.record is records.UPDATE:
         return factors + 2 * m * n * _given(epilogue, "p", "s0", "s1")
-    return factors + m * n * _given(epilogue, "c", "y") + n * _given(epilogue, "bias")
+    return (
+        factors + m * n * _given(epilogue, "c", "y") + (1 if "one_bias" in epilogue else n) * _given(epilogue, "bias")
+    )
 
 
 def _int(fields: Mapping[str, int | float | Ref], name: str, default: int | None = None) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastnn import records
-from fastnn.program import Op, Program, Ref, schedule
+from fastnn.program import Op, Program, Ref
 from fastnn.records import Record
 from fastnn.stages import Affine, Dropout, Elementwise, Feed, Objective, Stage, Update
 
@@ -76,7 +76,6 @@ class Lowering:
         return self._finish()
 
     def _finish(self) -> Program:
-        schedule(self.ops)
         return Program(self.ops, self.arena, self.flops)
 
     # --- memory and operations ----------------------------------------------------------------------------------
@@ -132,16 +131,22 @@ class Lowering:
         return region
 
     def _gemm(
-        self, name: tuple[str, str], epilogue: Op, fields: dict[str, int | float | Ref], reads: tuple[str, ...]
+        self,
+        name: tuple[str, str],
+        epilogue: Op,
+        fields: dict[str, int | float | Ref],
+        reads: tuple[str, ...],
+        batch: str = "m",
     ) -> None:
         self.flops += 2 * int(fields["m"]) * int(fields["n"]) * int(fields["k"])  # type: ignore[arg-type]
         if fields["n"] == 1:
             # A column lies in memory without gaps, as a row, and so it is computed: C' = B' A'.
             swapped = {"a": "b", "a_row": "b_col", "a_col": "b_row", "b": "a", "b_row": "a_col", "b_col": "a_row"}
             fields = {**fields, **{to: fields[of] for to, of in swapped.items()}, "m": 1, "n": fields["m"]}
+            batch = batch and "n"
             if epilogue.record is records.FORWARD:
                 epilogue.fields["one_bias"] = 1
-        op = Op("gemm.gemm", records.GEMM, fields, reads=reads + epilogue.reads, writes=epilogue.writes)
+        op = Op("gemm.gemm", records.GEMM, fields, reads=reads + epilogue.reads, writes=epilogue.writes, batch=batch)
         op.epilogue = epilogue
         op.layer, op.label = name
         self.ops.append(op)
@@ -376,6 +381,8 @@ class Lowering:
         if first is None:
             return
         differentiated = objective.fuses is not None  # whether d<i> already includes the activation's slope
+        # All gradients before all updates: where the former are divided by rows, no thread waits between them.
+        updates: list[tuple[Affine, int, str]] = []
         gradient = f"d{len(self.stages)}"
         for i in range(len(self.stages), first - 1, -1):
             stage = self.stages[i - 1]
@@ -388,10 +395,12 @@ class Lowering:
                 fused = False
                 if i > first:
                     gradient, fused = self._input_gradient(stage, i, gradient)
-                self._update(stage, i, before, update)
+                updates.append((stage, i, before))
                 differentiated = fused
             else:
                 differentiated = False
+        for stage, i, before in updates:
+            self._update(stage, i, before, update)
 
     def _differentiate(self, stage: Affine | Elementwise, i: int, gradient: str) -> None:
         """D = d * f'(a), in place."""
@@ -493,4 +502,5 @@ class Lowering:
                     "k": self.rows,
                 },
                 reads=(inputs, gradient),
+                batch="",
             )

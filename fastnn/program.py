@@ -1,8 +1,9 @@
 """Programs: the list of operations that one step of a network performs.
 
 A program is neutral: operations name their kernel, and their operands are offsets into named buffers.  `fastnn.plan`
-makes programs; a backend gives the buffers memory and turns the operations into a table of records (`fastnn.records`)
-that its engine runs.
+makes programs; a backend divides the operations among threads, lets `schedule` find where these must wait for each
+other, gives the buffers memory, and turns the operations into a table of records (`fastnn.records`) that its engine
+runs.
 
 The buffers of a program:
 
@@ -35,7 +36,8 @@ class Op:
 
     `reads` and `writes` name regions of memory; from them `schedule` finds where the threads must wait for each other.
     An operation `by_rows` gives each thread the same rows as every other operation by rows, so two of them in sequence
-    need no barrier.
+    need no barrier.  A product can be divided in that way where one of its dimensions is the batch; whether it is, the
+    backend decides.
     """
 
     kernel: str
@@ -44,6 +46,7 @@ class Op:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     by_rows: bool = False
+    batch: str = ""  # of a product: its dimension, m or n, that counts rows of the batch
     epilogue: "Op | None" = None
     barrier: bool = False
     layer: str = ""  # what a profile calls it: the layer it belongs to,

@@ -81,6 +81,7 @@ GEMM = Record(
     kc="int",  # depth of one block of k
     panels="int",  # panels (of NR columns) of C that one task computes
     rows="int",  # rows of C that one task computes
+    by_rows="int",  # 1: each thread has the same rows of C as in kernels over rows, else some of all tasks
     block="int",  # rows of A that are used together
     kept="int",  # depth of packed B for which there is room: k, kc, or 0 for one panel at a time
     partial="int",  # rows of C for which there is room between two blocks of k

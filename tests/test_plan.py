@@ -19,7 +19,9 @@ from fastnn.cpu import executable
 from fastnn.cpu.immediate import KERNEL
 from fastnn.cpu.memory import address
 from fastnn.layers import Activation, Dense, Dropout, Input
-from fastnn.plan import Lowering, Op, Program, Ref, schedule
+from fastnn.cpu.executable import divide
+from fastnn.plan import Lowering
+from fastnn.program import Op, Program, Ref, schedule
 
 OPTIMIZERS = {
     "sgd": lambda: fastnn.optimizers.SGD(0.05),
@@ -88,6 +90,12 @@ THREADS = 3
 EVERYONE = (1 << THREADS) - 1  # a bit for each thread that may touch an element
 
 
+def divided(program, dtype="float32"):
+    """The program as the backend divides it among `THREADS` threads."""
+    divide(program, dtype, THREADS)
+    return program
+
+
 def by_row(rows):
     """The bit of the thread that has each row: `fastnn.cpu.share`."""
     owner = np.zeros(rows, int)
@@ -111,14 +119,21 @@ def accesses(op, dtype):
     kind = op.record
     if kind is records.GEMM:
         m, n, k = f["m"], f["n"], f["k"]
-        reads = matrix(f["a"], m, k, f["a_row"], EVERYONE, f["a_col"])
-        reads += matrix(f["b"], k, n, f["b_row"], EVERYONE, f["b_col"])
         e = op.epilogue.fields
+        if op.by_rows and op.batch == "n":  # what is called columns here are rows of the batch
+            owner = by_row(n)
+            reads = matrix(f["a"], 1, k, 0, EVERYONE, f["a_col"]) + matrix(e.get("bias"), 1, 1, 0, EVERYONE)
+            reads += matrix(f["b"], n, k, f["b_col"], owner, f["b_row"]) + matrix(e.get("y"), n, 1, 1, owner)
+            return reads, matrix(e["c"], n, 1, 1, owner)
+        owner = by_row(m) if op.by_rows else EVERYONE
+        reads = matrix(f["a"], m, k, f["a_row"], owner, f["a_col"])
+        reads += matrix(f["b"], k, n, f["b_row"], EVERYONE, f["b_col"])
         if op.epilogue.record is records.UPDATE:
             parts = [part for name in ("p", "s0", "s1") for part in matrix(e[name], m, n, e["p_row"], EVERYONE)]
             return reads + parts, parts
-        reads += matrix(e.get("bias"), 1, n, 0, EVERYONE) + matrix(e.get("y"), m, n, e["c_row"], EVERYONE)
-        return reads, matrix(e["c"], m, n, e["c_row"], EVERYONE)
+        columns = 1 if e.get("one_bias") else n
+        reads += matrix(e.get("bias"), 1, columns, 0, EVERYONE) + matrix(e.get("y"), m, n, e["c_row"], owner)
+        return reads, matrix(e["c"], m, n, e["c_row"], owner)
     if kind is records.TOTAL:
         reads = matrix(f["value"], 1, f["rows"], 0, 1) + matrix(f["weight"], 1, f["rows"], 0, 1)
         return reads, [("totals", np.array([f["slot"]]), np.array([1]))]
@@ -195,18 +210,19 @@ def races(ops, dtype):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("mode", ["train", "evaluate", "predict"])
-@pytest.mark.parametrize("rows", [1, 7, 32])
+@pytest.mark.parametrize("rows", [1, 7, 32, 64])
 def test_barriers_are_where_dependencies_are(rows, mode, name):
     for dtype, weighted in itertools.product(("float32", "float64"), (True, False)):
         model = build(name, dtype=dtype)
-        program = lower(model, mode, rows, 32, weighted)
+        program = divided(lower(model, mode, rows, 64, weighted), dtype)
         assert races(program.ops, dtype) == []
 
 
+@pytest.mark.parametrize("rows", [32, 64])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_no_barrier_is_superfluous(name):
+def test_no_barrier_is_superfluous(name, rows):
     """Without any one of them there is a race (so the test above can fail, and no thread waits for nothing)."""
-    program = lower(build(name), "train", 32, 32)
+    program = divided(lower(build(name), "train", rows, rows))
     for before, op in itertools.pairwise(program.ops):
         # Two maps in a row have the same shares, which `schedule` does not know; rare enough to let it wait.
         if op.barrier and not (before.kernel.endswith("_map") and op.kernel.endswith("_map")):
@@ -231,7 +247,8 @@ def test_any_network_is_free_of_races(layers, rows, inputs):
     x, y = np.zeros((rows, inputs), "f4"), np.zeros((rows, network.units), "f4")
     samples = training.checked(model, x, y)
     plan = Lowering(network.stages, samples.x_feed, rows, rows, network.backend.pad("float32"))
-    program = plan.train(training._objective(model, network), samples.y_feed, False, model._compiled()[1].update())
+    update = model._compiled()[1].update()
+    program = divided(plan.train(training._objective(model, network), samples.y_feed, False, update))
     assert races(program.ops, "float32") == []
     assert_regions_apart(program, "float32")
 
@@ -289,7 +306,7 @@ def test_a_short_batch_has_the_layout_of_a_full_one(name):
     full, short = lower(model, "train", 32, 32), lower(model, "train", 5, 32)
     assert short.arena == full.arena
     for a, b in zip(full.ops, short.ops, strict=True):
-        assert (a.kernel, a.barrier) == (b.kernel, b.barrier)
+        assert (a.kernel, a.batch) == (b.kernel, b.batch)
         for f, g in ((a.fields, b.fields), (getattr(a.epilogue, "fields", {}), getattr(b.epilogue, "fields", {}))):
             differ = {key for key in f if f[key] != g[key]}
             assert differ <= {"rows", "m", "n", "k", "scale"}
@@ -364,12 +381,12 @@ def stretches(table):
     return found
 
 
-def interleaved(name, dtype, threads, order):
+def interleaved(name, dtype, threads, order, rows):
     """One training step, thread after thread from barrier to barrier: as late as each may be."""
     model = build(name, dtype=dtype, n_threads=threads)
-    x, y = data(model, 16)
+    x, y = data(model, rows)
     samples = training.checked(model, x, y)
-    program = training.executable(model, "train", 16, 16, samples.x_feed, samples.y_feed)
+    program = training.executable(model, "train", rows, rows, samples.x_feed, samples.y_feed)
     assert program.threads == threads
     samples.bind(program)
     rate = model._compiled()[1].rates(1)
@@ -383,24 +400,25 @@ def interleaved(name, dtype, threads, order):
 
 @pytest.mark.usefixtures("small_steps_in_teams")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [16, 90])  # the latter are enough for products by rows
 @pytest.mark.parametrize("name", NETWORKS)
-def test_any_interleaving_gives_the_same_bits(name, dtype):
-    expected = interleaved(name, dtype, 1, range)
+def test_any_interleaving_gives_the_same_bits(name, rows, dtype):
+    expected = interleaved(name, dtype, 1, range, rows)
     model = build(name, dtype=dtype)
-    model.fit(*data(model, 16), batch_size=16, shuffle=False, verbose=0)
+    model.fit(*data(model, rows), batch_size=rows, shuffle=False, verbose=0)
     for a, b in zip(expected, model.get_weights(), strict=False):
         np.testing.assert_array_equal(a, b)
     rng = np.random.default_rng(0)
     orders = [range, lambda n: reversed(range(n)), lambda n: rng.permutation(n).tolist()]
     for threads, order in itertools.product((2, 3, 5), orders):
-        for a, b in zip(expected, interleaved(name, dtype, threads, order), strict=True):
+        for a, b in zip(expected, interleaved(name, dtype, threads, order, rows), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.usefixtures("small_steps_in_teams")
 def test_without_barriers_the_bits_differ(monkeypatch):
     """The test above can fail: with no barriers, the last thread's shares first is not what the plan means."""
-    expected = interleaved("deep", "float32", 1, range)
-    monkeypatch.setattr("fastnn.plan.schedule", lambda ops: None)
-    found = interleaved("deep", "float32", 3, lambda n: reversed(range(n)))
+    expected = interleaved("deep", "float32", 1, range, 16)
+    monkeypatch.setattr("fastnn.cpu.executable.schedule", lambda ops: None)
+    found = interleaved("deep", "float32", 3, lambda n: reversed(range(n)), 16)
     assert any((a != b).any() for a, b in zip(expected, found, strict=True))

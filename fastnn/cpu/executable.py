@@ -6,7 +6,7 @@ import numpy as np
 
 from fastnn.cpu import blocking, loader, team
 from fastnn.cpu.memory import address, allocate
-from fastnn.program import Op, Program, Ref
+from fastnn.program import Op, Program, Ref, schedule
 from fastnn.records import GEMM, RUN, SLOT
 
 __all__ = ["Executable", "allocate", "pad", "peaks"]  # what a backend offers
@@ -49,7 +49,19 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     """How a product is divided into blocks and tasks."""
     m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
     strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
-    return blocking.blocks(m, n, k, dtype, *strides, threads)
+    if not op.by_rows or op.batch == "n":
+        return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
+    return {"by_rows": 1, **blocking.blocks(-(-m // threads), n, k, dtype, *strides, 1)}
+
+
+def divide(program: Program, dtype: str, threads: int) -> None:
+    """Decide which products are divided by rows of the batch, and where the threads must wait for each other."""
+    for op in program.ops:
+        if op.batch == "m":
+            op.by_rows = blocking.by_rows(_int(op, "m"), _int(op, "n"), _int(op, "k"), dtype, threads)
+        elif op.batch == "n":
+            op.by_rows = kernel_of(op) == "gemv.gemv_columns"
+    schedule(program.ops)
 
 
 class Table:
@@ -130,6 +142,9 @@ class Executable:
     ) -> None:
         self.rows = rows
         self.threads = 1 if program.flops < ALONE else threads
+        for each in (program, short):
+            if each:
+                divide(each, dtype, self.threads)
         products = [op for p in (program, short) if p for op in p.ops if op.record is GEMM]
         stride = max((blocking.scratch(dtype, cut(op, dtype, self.threads)) for op in products), default=0)
         arena = max(program.arena, short.arena if short else 0)

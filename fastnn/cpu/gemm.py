@@ -251,9 +251,13 @@ def gemm(op, run, step, thread):
     w = lanes(op.a)
     nr = NV * w
     columns = op.panels * nr
-    tasks_of_column = (op.m + op.rows - 1) // op.rows
-    tasks = (op.n + columns - 1) // columns * tasks_of_column
-    first, last = share(tasks, thread, run.threads)
+    low, high = 0, op.m
+    if op.by_rows:
+        low, high = share(op.m, thread, run.threads)
+    tasks_of_column = (high - low + op.rows - 1) // op.rows
+    first, last = 0, (op.n + columns - 1) // columns * tasks_of_column
+    if not op.by_rows:
+        first, last = share(last, thread, run.threads)
     packed = offset(op.scratch, worker(run, thread) * op.scratch_stride)
     partials = offset(packed, max(op.kept * columns, op.kc * nr))
     copied = offset(partials, op.partial * columns)
@@ -261,8 +265,8 @@ def gemm(op, run, step, thread):
     for task in range(first, last):
         left = task // tasks_of_column * columns
         right = min(left + columns, op.n)
-        top = task % tasks_of_column * op.rows
-        bottom = min(top + op.rows, op.m)
+        top = low + task % tasks_of_column * op.rows
+        bottom = min(top + op.rows, high)
         for p in range(0, max(op.k, 1), op.kc):
             k = min(op.kc, op.k - p)
             start, end = p == 0, p + k >= op.k
