@@ -25,6 +25,9 @@ class Backend(Protocol):
     def peaks(self, dtype: str, threads: int, size: int) -> tuple[float, float]:
         """Operations a second and, where `size` bytes lie, bytes a second, at best."""
 
+    def permutation(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """The numbers below n in a random order, int64."""
+
     def Executable(
         self,
         program: Program,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from fastnn import callbacks as callbacks_
 
 if TYPE_CHECKING:
     from fastnn.sequential import Sequential
+
+Permute = Callable[[int], np.ndarray]  # draws an order of n samples
 
 REFRESH = 0.05  # seconds between two looks of the progress bar
 
@@ -47,7 +50,7 @@ def fit(
     hooks = callbacks_.check(callbacks)
     split = _names.number(validation_split, "validation_split", low=0, high=1, open_high=True)
     due = _due(validation_freq, range(initial_epoch, epochs))
-    rng = model.shuffle_rng if shuffle else None
+    permute = functools.partial(model.backend.permutation, rng=model.shuffle_rng) if shuffle else None
     at_once = validation_batch_size
     if at_once is None and validation_steps is not None:
         at_once = batch
@@ -64,14 +67,14 @@ def fit(
     source: sources.Source | None = None
     if sources.is_source(x):
         _only(x, "x", y=y, batch_size=batch_size, sample_weight=sample_weight, validation_split=split or None)
-        source = sources.Source(x, "x", steps_per_epoch, rng=rng)
+        source = sources.Source(x, "x", steps_per_epoch, permute=permute)
         source.repeats(epochs - initial_epoch)
     else:
         x = data.samples(x, model.input_shape)
         if split and held_out is None:
             x, y, sample_weight, held_out = _split(x, y, sample_weight, split)
         if steps_per_epoch is not None or data.is_whole(x) or data.is_whole(y):
-            rows = _rows(model, x, y, sample_weight, batch, rng)
+            rows = _rows(model, x, y, sample_weight, batch, permute)
             source = sources.Source(rows, "x", steps_per_epoch)
     plan: Epochs
     if source is not None:
@@ -82,7 +85,7 @@ def fit(
         samples = training.Samples(network, x, model._compiled()[0], y, sample_weight, class_weight)
         validate = _validation(model, held_out, validation_steps, at_once, network)
         training.adopt(model, network)
-        plan = Whole(model, samples, batch, rng)
+        plan = Whole(model, samples, batch, permute)
 
     history = model.history = callbacks_.History()
     bar = callbacks_.ProgressBar(verbose) if verbose else None
@@ -168,12 +171,12 @@ def _split(x: np.ndarray, y: Any, weight: Any, split: float) -> tuple:
 
 
 def _rows(
-    model: Sequential, x: np.ndarray, y: Any, weight: Any, batch: int, rng: np.random.Generator | None = None
+    model: Sequential, x: np.ndarray, y: Any, weight: Any, batch: int, permute: Permute | None = None
 ) -> sources.Rows:
     if y is None:
         raise ValueError("y is missing: training and evaluation need targets")
     y, weight = _same_length(x, y, weight)
-    return sources.Rows((x, y, weight), batch, model.dtype, rng)
+    return sources.Rows((x, y, weight), batch, model.dtype, permute)
 
 
 def _validation(
@@ -266,10 +269,8 @@ class Epochs:
 class Whole(Epochs):
     """Arrays: an epoch is one run, unless a callback asks for batches."""
 
-    def __init__(
-        self, model: Sequential, samples: training.Samples, batch: int, rng: np.random.Generator | None
-    ) -> None:
-        self.model, self.samples, self.batch, self.rng = model, samples, batch, rng
+    def __init__(self, model: Sequential, samples: training.Samples, batch: int, permute: Permute | None) -> None:
+        self.model, self.samples, self.batch, self.permute = model, samples, batch, permute
         self.optimizer = model._compiled()[1]
         self.steps = -(-samples.n // min(batch, samples.n))
 
@@ -279,7 +280,7 @@ class Whole(Epochs):
         program = training.executable(
             self.model, "train", samples.n, self.batch, samples.x_feed, samples.y_feed, samples.weight is not None
         )
-        samples.bind(program, self.rng.permutation(samples.n) if self.rng is not None else None)
+        samples.bind(program, None if self.permute is None else self.permute(samples.n))
         program.totals[:] = 0
         steps = -(-samples.n // program.rows)
         if self.watchers:

@@ -151,6 +151,9 @@ SCATTER = Record(  # out[step * step_rows + r] = x[r]: a batch of results into t
 LABELS = Record(  # out[r] = labels[index[r]]
     "labels", labels="i64*", index="i64*", out="i64*", rows="int", step_rows="int"
 )
+PERMUTATION = Record(  # a random order of the numbers below n
+    "permutation", index="i64*", n="int", seed="int"
+)
 LOSS = Record(  # from outputs (logits) to predictions, loss per row and gradient
     "loss",
     z="T*",  # (rows, cols), leading dimension ld

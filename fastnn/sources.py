@@ -21,7 +21,7 @@ import array
 import collections
 import collections.abc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -68,8 +68,8 @@ class Source:
     steps : int, optional
         Batches of an epoch; without it an epoch is all that there are.  With it the next epoch goes on where this one
         ended, and begins anew where batches run out, as in Keras.
-    rng : Generator, optional
-        Draws the order of a sequence's items for each pass; without it they are taken in order.
+    permute : callable, optional
+        ``permute(n)`` draws the order of a sequence's n items for each pass; without it they are taken in order.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class Source:
         name: str,
         steps: object = None,
         steps_name: str = "steps_per_epoch",
-        rng: np.random.Generator | None = None,
+        permute: Callable[[int], np.ndarray] | None = None,
     ) -> None:
-        self.value, self.name, self.steps_name, self.rng = value, name, steps_name, rng
+        self.value, self.name, self.steps_name, self.permute = value, name, steps_name, permute
         self.steps = None if steps is None else _names.integer(steps, steps_name, low=1)
         self.once = hasattr(value, "__next__")
         self.sequence = not self.once and hasattr(value, "__getitem__") and hasattr(value, "__len__")
@@ -130,7 +130,7 @@ class Source:
         if not self.sequence:
             return iter(self.value)
         n = len(self.value)
-        order = range(n) if self.rng is None else self.rng.permutation(n).tolist()
+        order = range(n) if self.permute is None else self.permute(n).tolist()
         return (self.value[i] for i in order)
 
     def end(self) -> None:
@@ -157,14 +157,14 @@ class Rows:
         arrays: tuple[np.ndarray | None, ...],
         batch: int,
         dtype: str,
-        rng: np.random.Generator | None = None,
+        permute: Callable[[int], np.ndarray] | None = None,
     ) -> None:
-        self.arrays, self.batch, self.dtype, self.rng = arrays, batch, dtype, rng
+        self.arrays, self.batch, self.dtype, self.permute = arrays, batch, dtype, permute
         assert arrays[0] is not None
         self.n = len(arrays[0])
 
     def __iter__(self) -> Iterator[tuple]:
-        order = None if self.rng is None else self.rng.permutation(self.n)
+        order = None if self.permute is None else self.permute(self.n)
         for first in range(0, self.n, self.batch):
             part = slice(first, first + self.batch)
             yield tuple(self._take(array, part if order is None else order[part]) for array in self.arrays)

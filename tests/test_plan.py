@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 import fastnn
 from fastnn import records, training
 from fastnn.cpu import executable
+from fastnn.cpu.executable import divide
 from fastnn.cpu.immediate import KERNEL
 from fastnn.cpu.memory import address
 from fastnn.layers import Activation, Dense, Dropout, Input
-from fastnn.cpu.executable import divide
 from fastnn.plan import Lowering
 from fastnn.program import Op, Program, Ref, schedule
 

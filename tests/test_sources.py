@@ -414,7 +414,7 @@ def test_padding_of_a_smaller_batch_is_clean():
 
 
 def test_rows_are_drawn_anew_for_each_pass():
-    rows = sources.Rows((np.arange(20.0)[:, None], None), 6, "float64", np.random.default_rng(0))
+    rows = sources.Rows((np.arange(20.0)[:, None], None), 6, "float64", np.random.default_rng(0).permutation)
     passes = [np.concatenate([x for x, _ in rows]).ravel() for _ in range(2)]
     assert len(rows) == 4
     assert (np.sort(passes) == np.arange(20)).all()

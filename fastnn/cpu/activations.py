@@ -55,14 +55,14 @@ def forward(f):
     def apply(op, run, step, tile, tile_row, i, j, rows, cols):
         # tile: rows x cols, rows contiguous and padded to whole vectors; c: element strides c_row and c_col
         w = lanes(tile)
-        if rows == MR and cols == NV * w and op.c_col == 1:
+        if cols == NV * w and op.c_col == 1:
             # In locals, since stores to c might change the record.
             row, alpha = op.c_row, op.alpha
             c = offset(op.c, i * row + j)
             left = right = splat(tile, 0.0)
             if not is_null(op.bias):
                 left, right = load(op.bias, j), load(op.bias, j + w)
-            for r in range(MR):
+            for r in range(rows):
                 store(c, r * row, f(load(tile, r * tile_row) + left, alpha))
                 store(c, r * row + w, f(load(tile, r * tile_row + w) + right, alpha))
             return
@@ -91,6 +91,14 @@ def backward(slope):
     def apply(op, run, step, tile, tile_row, i, j, rows, cols):
         # tile as above; c and y: leading dimension c_row, rows contiguous
         w = lanes(tile)
+        if cols == NV * w:
+            row, alpha, start = op.c_row, op.alpha, i * op.c_row + j
+            c, outputs = offset(op.c, start), offset(op.y, start)
+            for r in range(rows):
+                for q in range(0, NV * w, w):
+                    y = load(outputs, r * row + q)
+                    store(c, r * row + q, load(tile, r * tile_row + q) * slope(y, alpha))
+            return
         for r in range(rows):
             start = (i + r) * op.c_row + j
             for q in range(0, cols, w):

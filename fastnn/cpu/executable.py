@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from fastnn.cpu import blocking, loader, team
+from fastnn.cpu import blocking, immediate, loader, team
 from fastnn.cpu.memory import address, allocate
 from fastnn.program import Op, Program, Ref, schedule
-from fastnn.records import GEMM, RUN, SLOT
+from fastnn.records import GEMM, PERMUTATION, RUN, SLOT
 
-__all__ = ["Executable", "allocate", "pad", "peaks"]  # what a backend offers
+__all__ = ["Executable", "allocate", "pad", "peaks", "permutation"]  # what a backend offers
 
 SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED = (
     RUN.offsets[field] // 8 for field in ("short_step", "first", "stop", "rate", "origin", "seed")
@@ -30,6 +30,14 @@ def peaks(dtype: str, threads: int, size: int) -> tuple[float, float]:
     steps, samples = (100_000, 200) if threads == 1 else (800_000, 30)
     # Read and written: the two arrays together are as large.
     return ceilings.fma_peak(dtype, threads, steps, samples), ceilings.copy_bandwidth(threads, size // 2, 50)
+
+
+def permutation(n: int, rng: np.random.Generator) -> np.ndarray:
+    """The numbers below n in a random order, int64."""
+    index = np.empty(n, np.int64)
+    values = {"index": address(index), "n": n, "seed": int(rng.integers(-(2**63), 2**63))}
+    immediate.run("shuffle.permutation", np.dtype("float32"), PERMUTATION, values, work=0, threads=1)
+    return index
 
 
 def _int(op: Op, field: str) -> int:

@@ -6,7 +6,7 @@ epilogue the gradient is the tile of a product that is still in the first-level 
 
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
-from fastnn.cpu.simd import lanes, load, load_block, muladd, offset, prefetch, prefetch_write, splat, store, store_block
+from fastnn.cpu.simd import lanes, load_block, muladd, offset, prefetch, prefetch_write, splat, store_block
 from fastnn.cpu.spans import AHEAD, span, unaligned
 from fastnn.cpu.vmath import divide_by_root, over_root
 from fastnn.records import UPDATE

@@ -1,0 +1,36 @@
+"""Random orders: complete, reproducible, and each as likely as any other."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from fastnn.cpu.executable import permutation
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 17, 1000, 100_003])
+def test_each_number_once(n):
+    np.testing.assert_array_equal(np.sort(permutation(n, np.random.default_rng(n))), np.arange(n))
+
+
+def test_the_generator_decides():
+    one, other = np.random.default_rng(1), np.random.default_rng(1)
+    first = permutation(50, one)
+    np.testing.assert_array_equal(first, permutation(50, other))
+    assert (permutation(50, one) != first).any(), "the next one is another"
+
+
+def test_every_order_is_as_likely():
+    rng = np.random.default_rng(0)
+    draws = 24_000
+    found = Counter(tuple(permutation(4, rng)) for _ in range(draws))
+    assert len(found) == 24
+    # Chi squared with 23 degrees of freedom: above 50 in one of 1,000 experiments.
+    assert sum((count - draws / 24) ** 2 / (draws / 24) for count in found.values()) < 50
+
+
+def test_every_place_is_as_likely():
+    rng = np.random.default_rng(0)
+    places = np.mean([permutation(1000, rng) for _ in range(2000)], axis=0)
+    # The mean of 2,000 uniform numbers below 1000 has a standard deviation of 6.5.
+    assert abs(places - 499.5).max() < 5 * 6.5
