@@ -21,7 +21,7 @@ Softmax is not element-wise: it has kernels over rows, at the end.
 """
 
 from fastnn.cpu import logarithms, normal, vmath
-from fastnn.cpu.blocking import MR, NV
+from fastnn.cpu.blocking import NV
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
