@@ -9,6 +9,7 @@ import reference as ref
 
 import fastnn
 from fastnn import layers, losses, optimizers
+from fastnn.cpu import executable
 
 LOSS_NAMES = {
     "mse": "mse",
@@ -110,6 +111,17 @@ def test_every_activation_and_loss(loss, last, from_logits, hidden):
 def test_depths_and_batch_sizes(loss, last, from_logits, depth, n):
     hidden = [(17, "tanh", True), (9, "leaky_relu", True)][: depth - 1]
     run([*hidden, (3, last, True)], loss, from_logits, n=n, seed=n + depth)
+
+
+@pytest.mark.parametrize("alone", [0, 10**9])  # operations of a step that one thread does
+@pytest.mark.parametrize("n", [1, 8, 16, 32, 33, 64, 257])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_single_unit(n, weighted, alone, monkeypatch):
+    """Its column is computed as a row, of which vectors and threads have pieces."""
+    monkeypatch.setattr(executable, "ALONE", alone)
+    run([(19, "tanh", True), (1, "sigmoid", True)], "bce", n=n, weighted=weighted)
+    run([(1, "sigmoid", True), (5, "tanh", True), (1, "linear", True)], "mse", n=n, weighted=weighted)
+    run([(1, "tanh", True), (1, "linear", False)], "mse", input_shape=(1,), n=n, weighted=weighted)
 
 
 @pytest.mark.parametrize(("loss", "last", "from_logits"), LAST)

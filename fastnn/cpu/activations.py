@@ -55,7 +55,7 @@ def forward(f):
     def apply(op, run, step, tile, tile_row, i, j, rows, cols):
         # tile: rows x cols, rows contiguous and padded to whole vectors; c: element strides c_row and c_col
         w = lanes(tile)
-        if cols == NV * w and op.c_col == 1:
+        if cols == NV * w and op.c_col == 1 and not op.one_bias:
             # In locals, since stores to c might change the record.
             row, alpha = op.c_row, op.alpha
             c = offset(op.c, i * row + j)
