@@ -25,7 +25,7 @@ Block of A, MC x KC.
 
 Panels of B, KC x NC.
     They are packed once and come back for every block of A, from the third-level cache if they are many:
-    NC * KC * size <= 2 L2.
+    NC * KC * size <= 2 L2, and for all of k 4 L2 (but 8 panels), since others want their part of that cache, too.
 
 Sums that wait, MC x NC.
     Where k is deeper than KC, they are kept until its next block comes.  All of B's panels stay packed for all of k
@@ -92,7 +92,7 @@ def blocks(
         if k > kc:  # all tiles of a task wait for the next block of k
             width = max(1, min(width, panels, 2 * l2 // (rows * nr * size)))
     else:
-        width = min(panels, max(1, 2 * l2 // (kc * nr * size)))
+        width = min(panels, max(1, 2 * l2 // (kc * nr * size)), max(8, 4 * l2 // (max(k, 1) * nr * size)))
         block = max(1, min(max(4, l2 // 8 // (MR * kc * size)), 8, tiles // tasks)) * MR
         rows, kept = block, k
         if k * width * nr * size > 16 * l2:
