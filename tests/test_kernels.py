@@ -101,6 +101,20 @@ def test_gather(layout, source, dtype):
             out.assert_gaps_untouched()
 
 
+@pytest.mark.parametrize("samples", [12, 9], ids=["full", "short last step"])
+def test_gather_looks_no_further_than_the_run(samples):
+    """Orders are read a step ahead, but no further than they reach."""
+    x, rows, cols = random((20, 5), "float32"), 4, 5
+    index = guarded(np.random.default_rng(2).permutation(samples))
+    out = np.empty((rows, cols), "float32")
+    fields = {"x": x, "index": index, "out": out, "cols": cols, "ld": cols, "x_row": 5, "x_col": 1, "step_rows": rows}
+    for step in range(3):
+        batch = index[step * rows : (step + 1) * rows]
+        run = {"stop": 3, "short_step": 2 if samples % rows else -1}
+        call("rows.gather_float32", "float32", GATHER, {**fields, "rows": len(batch), "scale": 1}, step=step, **run)
+        np.testing.assert_array_equal(out[: len(batch)], x[batch])
+
+
 @pytest.mark.parametrize("source", ["float32", "float64", "uint8"])
 def test_gather_without_scaling_is_exact(source):
     x = numbers((3, 37), source)
