@@ -76,6 +76,7 @@ GEMM = Record(
     a_col="int",
     b_row="int",
     b_col="int",
+    ahead="int",  # steps of k from the prefetch of a row of B, where it lies, to its use
     pack="int",  # 1: copy panels of B into scratch before use
     copy="int",  # 1: copy blocks of A into scratch before use
     kc="int",  # depth of one block of k

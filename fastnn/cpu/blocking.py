@@ -34,6 +34,8 @@ Sums that wait, MC x NC.
 The numbers are measured: `docs/performance.md`.
 """
 
+import math
+
 from fastnn.cpu import target
 
 CPU = target.host()
@@ -100,7 +102,8 @@ def blocks(
             most = 2 * l2 // (width * nr * size)
             rows, kept = max(1, min(most, -(-m // min(tasks, 2))) // block) * block, kc
     return {
-        "pack": int(b_col != 1 or tiles > 4),
+        "ahead": ahead(m, b_row * size),
+        "pack": int(b_col != 1 or tiles > 1),
         "copy": int(scattered and tiles > 8 and panels > 4),
         "kc": kc,
         "panels": width,
@@ -109,6 +112,20 @@ def blocks(
         "kept": kept,
         "partial": rows + MR if k > kc else MR,  # the last tile may compute rows that do not exist
     }
+
+
+def ahead(m: int, stride: int) -> int:
+    """How many steps of k before its use a row of B is fetched from where it lies, its rows `stride` bytes apart.
+
+    Far enough for the third-level cache, but not so far that a row is gone again when its time comes.  A way of the
+    first-level cache has one place for all addresses that differ by multiples of 4 KiB.  (What is fetched ahead may
+    have half of the cache, and of a row of one product's only B, which is as wide as the registers allow, a quarter.)
+    """
+    l1 = target.caches()["L1"]
+    rows = max(1, l1 // 4096) * 4096 // math.gcd(stride, 4096) // 2
+    if m == 1:
+        rows = min(rows, l1 // 4 // (CPU.registers // 2 * CPU.simd_bits // 8))
+    return max(4, min(rows, 32))
 
 
 def by_rows(m: int, n: int, k: int, dtype: str, threads: int) -> bool:

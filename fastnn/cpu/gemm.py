@@ -33,6 +33,7 @@ from fastnn.cpu.simd import (
     offset,
     pointer_at,
     prefetch,
+    prefetch_far,
     prefetch_write,
     rank1,
     reference,
@@ -51,9 +52,8 @@ from fastnn.records import FORWARD, GEMM
 # (the latency of its sums) at least, so few tiles are better than exact ones.
 HALF, FEW = min(8, MR), 4
 LINE = max(1, 512 // CPU.simd_bits)  # vectors in a cache line
-AHEAD = 32  # steps of k from the prefetch of a row of B to its use
+AHEAD = 32  # steps of k from the prefetch of a row of packed B to its use
 COPY_AHEAD = 16  # columns of A from the one that is fetched to the one that is copied
-FAR_AHEAD = 32  # likewise where B may be far away
 LEAD = 56  # steps of k from the time when a tile's place in C is fetched to the end of the tile
 
 COPIED = tuple(range(MR))  # where the rows of a tile are in a copy of A
@@ -70,31 +70,49 @@ def prefetch_row(c, at, vectors):
     prefetch_write(c, at + vectors * w - 1)
 
 
+@device
+def prefetch_later(b, at, vectors):
+    """Fetch a row of the next panel, into the second-level cache.  If it does not start at a cache line, its first line
+    was fetched with the panel before.
+    """
+    w = lanes(b)
+    for v in range(0, vectors, LINE):
+        prefetch_far(b, at + (v + min(LINE, vectors)) * w - 1)
+
+
 def make_tile(vectors, copied=False):
     """The micro-kernel for a tile of MR x `vectors` registers, from A in place or as `copy_block` leaves it."""
 
     @device
-    def multiply(a, a_row, a_col, b, b_row, k, tile, first, to, to_row):
-        # a: strides a_row and a_col; b: k x NR, rows contiguous, stride b_row; tile: MR x NR, no gaps
-        # to: memory that is needed next, as large as the tile, stride to_row
+    def multiply(a, a_row, a_col, b, b_row, ahead, k, tile, first, following, following_row, later, to, to_row):
+        # a: strides a_row and a_col; b: k x NR, rows contiguous, stride b_row, fetched `ahead` rows before their use
+        # tile: MR x NR, no gaps
+        # following: part of the next panel of B, to be fetched; to: memory that is written next, as large as the tile
         w = lanes(a)
         offsets = COPIED if copied else row_offsets(a_row, MR)
         column = MR if copied else a_col
         c = zeros_tile(a, MR, vectors) if first else load_tile(tile, MR, vectors)
-        p = 0
-        stop = max(0, k - LEAD)
+        # Rows are fetched one a step, since the CPU can wait for a dozen lines at a time, not for all of a tile.
+        last_b = max(0, k - LEAD)
+        last_c = min(last_b + MR, k)
+        first_b = max(0, last_b - later)
+        p, stop = 0, first_b
         while True:
             while p < stop:
                 for v in range(0, vectors, LINE):
-                    prefetch(b, (p + AHEAD) * b_row + v * w)
+                    prefetch(b, (p + ahead) * b_row + v * w)
                 c = rank1(c, offset(a, p * column), offsets, load_tile(offset(b, p * b_row), 1, vectors))
                 p += 1
             if stop == k:
                 break
-            # A row a step, since the CPU can wait for a dozen lines at a time, not for all of a tile.
-            fetched = min(stop + MR, k)
-            while p < fetched:
-                prefetch_row(to, (p - stop) * to_row, vectors)
+            while p < last_b:
+                prefetch_later(following, (p - first_b) * following_row, vectors)
+                for v in range(0, vectors, LINE):
+                    prefetch(b, (p + ahead) * b_row + v * w)
+                c = rank1(c, offset(a, p * column), offsets, load_tile(offset(b, p * b_row), 1, vectors))
+                p += 1
+            while p < last_c:
+                prefetch_row(to, (p - last_b) * to_row, vectors)
                 c = rank1(c, offset(a, p * column), offsets, load_tile(offset(b, p * b_row), 1, vectors))
                 p += 1
             stop = k
@@ -105,10 +123,9 @@ def make_tile(vectors, copied=False):
 
 def make_edge_tile(rows, vectors):
     """The same for `rows` x `vectors` registers, with rows of A anywhere."""
-    ahead = FAR_AHEAD if rows > 1 else AHEAD  # few rows take less time for a step of k
 
     @device
-    def multiply(a, offsets, a_col, b, b_row, k, tile, first):
+    def multiply(a, offsets, a_col, b, b_row, ahead, k, tile, first):
         w = lanes(a)
         c = zeros_tile(a, rows, vectors) if first else load_tile(tile, rows, vectors)
         for p in range(k):
@@ -124,16 +141,21 @@ def make_packing_tile(vectors):
     """As `make_tile`, and copies B to `packed` (k x NR without gaps) on the way: it is in registers anyway."""
 
     @device
-    def multiply(a, a_row, a_col, b, b_row, k, tile, first, packed):
+    def multiply(a, a_row, a_col, b, b_row, ahead, k, tile, first, following, later, packed):
         w = lanes(a)
         c = zeros_tile(a, MR, vectors) if first else load_tile(tile, MR, vectors)
         offsets = row_offsets(a_row, MR)
-        for p in range(k):
-            for v in range(0, vectors, LINE):
-                prefetch(b, (p + FAR_AHEAD) * b_row + v * w)
-            row = load_tile(offset(b, p * b_row), 1, vectors)
-            store_tile(row, offset(packed, p * vectors * w))
-            c = rank1(c, offset(a, p * a_col), offsets, row)
+        p = 0
+        for stop in (later, k):
+            while p < stop:
+                prefetch_later(following, p * b_row, vectors)
+                for v in range(0, vectors, LINE):
+                    prefetch(b, (p + ahead) * b_row + v * w)
+                row = load_tile(offset(b, p * b_row), 1, vectors)
+                store_tile(row, offset(packed, p * vectors * w))
+                c = rank1(c, offset(a, p * a_col), offsets, row)
+                p += 1
+            following = b  # which is there already
         store_tile(c, tile)
 
     return multiply
@@ -146,11 +168,14 @@ def make_block(vectors):
 
     @device
     def block(
-        op, run, step, a, a_tile, a_row, a_col, b, b_row, source, source_row, k, partial, i, j, rows, cols, first, last
-    ):
+        op, run, step, a, a_tile, a_row, a_col, b, b_row, source, source_row, later, k, partial, i, j, rows, cols,
+        first, last,
+    ):  # fmt: skip
         # a: strides a_row and a_col within the rows of a tile, a_tile from tile to tile
+        # source: where B is packed from, by the first tile, or null; each tile fetches `later` rows of the next panel
         # partial: where the tiles wait for the next block of k; one place is enough for all if this is the only one
         width = vectors * lanes(a)
+        ahead = AHEAD if b_row == width else op.ahead
         output = as_forward(op.epilogue, op)
         c, c_row = output.c, output.c_row
         r = 0
@@ -162,22 +187,23 @@ def make_block(vectors):
             left = rows - r
             if r == 0 and not is_null(source):
                 height = MR
-                packing(at, a_row, a_col, source, source_row, k, tile, first, b)
+                packing(at, a_row, a_col, source, source_row, op.ahead, k, tile, first, offset(source, width), later, b)
             elif left >= MR:
                 height = MR
                 to, to_row = offset(tile, MR * width), width
                 if last:
                     to, to_row = offset(c, (i + r) * c_row + j), c_row
+                following = offset(source, r // MR * later * source_row + width)
                 if op.copy:
-                    copied(at, a_row, a_col, b, b_row, k, tile, first, to, to_row)
+                    copied(at, a_row, a_col, b, b_row, ahead, k, tile, first, following, source_row, later, to, to_row)
                 else:
-                    full(at, a_row, a_col, b, b_row, k, tile, first, to, to_row)
+                    full(at, a_row, a_col, b, b_row, ahead, k, tile, first, following, source_row, later, to, to_row)
             elif left > FEW:
                 height = min(left, HALF)
-                half(at, row_offsets_within(a_row, HALF, height), a_col, b, b_row, k, tile, first)
+                half(at, row_offsets_within(a_row, HALF, height), a_col, b, b_row, ahead, k, tile, first)
             else:
                 height = left
-                few(at, row_offsets_within(a_row, FEW, left), a_col, b, b_row, k, tile, first)
+                few(at, row_offsets_within(a_row, FEW, left), a_col, b, b_row, ahead, k, tile, first)
             if last:
                 call_epilogue(op, run, step, tile, width, i + r, j, height, cols)
             r += height
@@ -282,22 +308,24 @@ def gemm(op, run, step, thread):
                 for j in range(left, right, nr):
                     cols = min(nr, right - j)
                     width = nr if cols > w else w
-                    panel, b_row, source = offset(b, j * op.b_col), op.b_row, pointer_at(0, b)
+                    panel, b_row, source, later = offset(b, j * op.b_col), op.b_row, pointer_at(0, b), 0
                     if op.pack or cols < width:
                         to = packed
                         if op.kept:
                             to = offset(packed, (p * columns if op.kept >= op.k else 0) + (j - left) * k)
                         if fresh and op.b_col == 1 and cols == width and rows >= MR:
                             source = panel
+                            if j + 2 * nr <= right:
+                                later = (k + rows // MR - 1) // (rows // MR)
                         elif fresh:
                             pack_panel(panel, op.b_row, op.b_col, k, cols, width, to)
                         panel, b_row = to, width
                     partial = offset(partials, (j - left) * op.partial + (i - top) * width)
                     if width == nr:
-                        block_wide(op, run, step, a, a_tile, a_row, a_col, panel, b_row, source, op.b_row, k,
+                        block_wide(op, run, step, a, a_tile, a_row, a_col, panel, b_row, source, op.b_row, later, k,
                                    partial, i, j, rows, cols, start, end)  # fmt: skip
                     else:
-                        block_narrow(op, run, step, a, a_tile, a_row, a_col, panel, b_row, source, op.b_row, k,
+                        block_narrow(op, run, step, a, a_tile, a_row, a_col, panel, b_row, source, op.b_row, later, k,
                                      partial, i, j, rows, cols, start, end)  # fmt: skip
                 fresh = False
         ready = left

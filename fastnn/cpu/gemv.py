@@ -44,14 +44,14 @@ def gemv_rows(op, run, step, thread):
         cols = min(width, op.n - left)
         b = offset(op.b, left)
         if cols == width:
-            row_wide(op.a, ONE_ROW, op.a_col, b, op.b_row, op.k, tile, True)
+            row_wide(op.a, ONE_ROW, op.a_col, b, op.b_row, op.ahead, op.k, tile, True)
         else:
             c = 0
             while c + SOME * w <= cols:
-                row_some(op.a, ONE_ROW, op.a_col, offset(b, c), op.b_row, op.k, offset(tile, c), True)
+                row_some(op.a, ONE_ROW, op.a_col, offset(b, c), op.b_row, op.ahead, op.k, offset(tile, c), True)
                 c += SOME * w
             while c + w <= cols:
-                row_narrow(op.a, ONE_ROW, op.a_col, offset(b, c), op.b_row, op.k, offset(tile, c), True)
+                row_narrow(op.a, ONE_ROW, op.a_col, offset(b, c), op.b_row, op.ahead, op.k, offset(tile, c), True)
                 c += w
             if c < cols:
                 total = splat(tile, 0)

@@ -203,11 +203,11 @@ def load_first_numbers(typingctx, pointer, i, count, like):
     return ty(pointer, types.intp, types.intp, like), codegen
 
 
-def _prefetch(write):
+def _prefetch(write, locality):
     def typed(typingctx, pointer, i):
         def codegen(context, builder, sig, args):
             at = builder.bitcast(builder.gep(args[0], [args[1]]), I8.as_pointer())
-            call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), [at, I32(write), I32(3), I32(1)])
+            call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), [at, I32(write), I32(locality), I32(1)])
             return context.get_dummy_value()
 
         return types.void(pointer, types.intp), codegen
@@ -215,8 +215,9 @@ def _prefetch(write):
     return intrinsic(typed)
 
 
-prefetch = _prefetch(0)  # start fetching the cache line of ``pointer[i]``; harmless for any address
-prefetch_write = _prefetch(1)  # likewise, to be written, too
+prefetch = _prefetch(0, 3)  # start fetching the cache line of ``pointer[i]``; harmless for any address
+prefetch_far = _prefetch(0, 2)  # likewise, as near as the second-level cache
+prefetch_write = _prefetch(1, 3)  # likewise, to be written, too
 
 
 @intrinsic
