@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from benchmarks.cases import OPERATIONS
 from benchmarks.rivals import LIBRARIES
 
-START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
+MARKERS = ("<!-- benchmarks:start -->", "<!-- benchmarks:end -->")
 TITLES = {"numpy": "NumPy", "sklearn": "scikit-learn", "torch": "PyTorch", "jax": "JAX", "python": "Python loops"}
 COLOURS = {"numpy": "#4477aa", "sklearn": "#ee9944", "torch": "#cc3355", "jax": "#228855", "python": "#999999"}
 
@@ -115,6 +115,11 @@ def table(rows: list[Row]) -> str:
             else:
                 line.append(f"{duration(row.times[library])} ({times(row.ratio(library))})")
         lines.append(line)
+    return markdown(lines)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """An aligned Markdown table of a header and rows; the first column to the left, others to the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     aligned = [
@@ -124,7 +129,8 @@ def table(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
 
 
-def _note(machine: dict[str, Any]) -> str:
+def note(machine: dict[str, Any]) -> str:
+    """Where and with what the figures were measured."""
     versions = machine["versions"]
     installed = [
         f"{TITLES.get(e, e)} {versions[e]}" for e in ("fastnn", "numpy", "sklearn", "torch", "jax") if e in versions
@@ -139,17 +145,18 @@ def _note(machine: dict[str, Any]) -> str:
 def section(machine: dict[str, Any], rows: list[Row], chart: str | None = None) -> str:
     """What stands between the markers of README.md."""
     parts = [f"![Times as long as fastnn]({chart})"] if chart else []
-    parts += [table(headlines(rows)), _note(machine)]
+    parts += [table(headlines(rows)), note(machine)]
     parts.append(f"<details>\n<summary>All sizes</summary>\n\n{table(rows)}\n\n</details>")
     return "\n\n".join(parts)
 
 
-def put(text: str, body: str) -> str:
+def put(text: str, body: str, markers: tuple[str, str] = MARKERS) -> str:
     """`text` with `body` between its markers."""
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise ValueError(f"the file needs one line {START} and after it one line {END}")
-    head, tail = text.split(START)[0], text.split(END)[1]
-    return f"{head}{START}\n\n{body}\n\n{END}{tail}"
+    start, end = markers
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise ValueError(f"the file needs one line {start} and after it one line {end}")
+    head, tail = text.split(start)[0], text.split(end)[1]
+    return f"{head}{start}\n\n{body}\n\n{end}{tail}"
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -248,11 +255,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the full table; write README's section and the chart where asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
     parser.add_argument("results", type=Path, help="JSON file of benchmarks.compare or pytest-benchmark")
-    parser.add_argument("--readme", type=Path, help=f"file to write the tables into, between {START} and {END}")
+    parser.add_argument(
+        "--readme", type=Path, help=f"file to write the tables into, between {MARKERS[0]} and {MARKERS[1]}"
+    )
     parser.add_argument("--chart", type=Path, help="PNG to draw")
     options = parser.parse_args(arguments)
     machine, rows = read(options.results)
-    print(table(rows), _note(machine), sep="\n\n")
+    print(table(rows), note(machine), sep="\n\n")
     if options.chart:
         draw(machine, headlines(rows), options.chart)
     if options.readme:

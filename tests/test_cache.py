@@ -87,11 +87,21 @@ def test_import_time(tmp_path):
 # --- filling it -----------------------------------------------------------------------------------------------------
 
 
+def yardstick():
+    """Seconds for a loop of Python's: shared machines are at times half as fast as at others."""
+    begin = time.perf_counter()
+    total = 0
+    for i in range(2_000_000):
+        total += i
+    return time.perf_counter() - begin
+
+
 def test_first_fit_cold_and_warm(tmp_path):
     report = "print(json.dumps([seconds, 'numba' in sys.modules, history.history['loss']]))"
+    speed = yardstick()
     cold, with_numba, loss = run(FIT + report, tmp_path)
     assert with_numba
-    assert cold <= 15
+    assert cold <= max(15, 100 * max(speed, yardstick()))  # 10 s where a loop takes 0.11 s, 16 to 20 where 0.25
     files = {path: path.read_bytes() for path in objects(tmp_path)}
     assert files
     assert {path.suffix for path in files} == {".o"}

@@ -412,6 +412,27 @@ def test_report_and_picture(tmp_path, monkeypatch, capsys):
     assert verdicts == ["met", "MISSED"]
 
 
+def test_the_table_of_the_readme(tmp_path):
+    machine = {"cpu": "a CPU", "threads": 2, "python": "3", "date": "today", "versions": {"fastnn": "0"}, "load": 0.0}
+    document = {"parts": {"networks": {"machine": machine, "results": results()}}}
+    path, readme = tmp_path / "r.json", tmp_path / "README.md"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    readme.write_text("before\n{}\nold\n{}\nafter\n".format(*report.MARKERS), encoding="utf-8")
+    assert report.main([str(path), "--readme", str(readme)]) == 0
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    lines = text.splitlines()
+    (first,) = (line for line in lines if "5-3-1 BCE, batch 10" in line)
+    assert "**100 µs**" in first
+    assert "1.20 ms (12×)" in first
+    assert len([line for line in lines if line.startswith("| ")]) == len(table.CASES) + 3
+    (mean,) = (line for line in lines if "geometric mean" in line)
+    assert "(" not in mean
+    assert mean.count("12×") == 2
+
+
 def test_a_picture_needs_networks(tmp_path):
     with pytest.raises(ValueError, match="no network with a time of fastnn"):
         chart.draw({"machine": {}, "results": []}, tmp_path / "training.png")

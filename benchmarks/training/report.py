@@ -1,4 +1,4 @@
-"""Tables of the training benchmark: ``python -m benchmarks.training.report FILE.json [--chart FILE.png]``.
+"""Tables of the training benchmark: ``python -m benchmarks.training.report FILE [--readme README.md] [--chart PNG]``.
 
 A ratio is the time of a rival over that of fastnn, both medians: above 1 fastnn is faster.
 """
@@ -8,18 +8,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.report import TITLES as REPORT_TITLES
-from benchmarks.report import duration
+from benchmarks.report import duration, markdown, note, put, times
 from benchmarks.training import chart
 from benchmarks.training.part import Record
 from benchmarks.training.predict import FLOORS
 from benchmarks.training.table import CASES, LIBRARIES, MEAN_BARS
 
 TITLES = REPORT_TITLES | {"torch": "PyTorch, eager", "torch_compiled": "torch.compile"}
+MARKERS = ("<!-- training:start -->", "<!-- training:end -->")
 ACCURACY = 0.98
 FLOOR = next(iter(FLOORS))
 Rows = list[list[str]]
@@ -52,18 +54,18 @@ def medians(results: list[Record]) -> dict[str, dict[str, float]]:
 
 def ratios(results: list[Record], library: str) -> dict[str, float]:
     """Times as long as fastnn that a library takes, by network."""
-    times = medians(results)
-    return {e: t[library] / t["fastnn"] for e, t in times.items() if library in t and "fastnn" in t}
+    seconds = medians(results)
+    return {e: t[library] / t["fastnn"] for e, t in seconds.items() if library in t and "fastnn" in t}
 
 
 def judge(results: list[Record]) -> list[Line]:
     """A line for each network's bar, and for each of the geometric means."""
-    times = medians(results)
+    seconds = medians(results)
     lines = []
     for case in CASES:
-        own = times.get(case.name, {})
+        own = seconds.get(case.name, {})
         wanted = f"{case.bar:g}"
-        rivals = {e: seconds for e, seconds in own.items() if e != "fastnn"}
+        rivals = {e: value for e, value in own.items() if e != "fastnn"}
         if "fastnn" not in own or not rivals:
             lines.append(Line(case.name, wanted))
             continue
@@ -201,18 +203,48 @@ def text(document: dict[str, Any]) -> str:
     return "\n\n".join(sections)
 
 
+def section(part: dict[str, Any], chart: str | None = None) -> str:
+    """What stands between the markers of README.md: the networks, and how many times as long the others take."""
+    found = medians(part["results"])
+    libraries = [e for e in LIBRARIES if any(e in own for own in found.values())]
+    rows = [["training step", *(TITLES.get(e, e) for e in libraries)]]
+    for name, own in found.items():
+        cells = [f"**{duration(own['fastnn'])}**"]
+        for e in libraries[1:]:
+            cells.append(f"{duration(own[e])} ({times(own[e] / own['fastnn'])})" if e in own else "")
+        rows.append([name, *cells])
+    means = []
+    for e in libraries[1:]:
+        values = ratios(part["results"], e).values()
+        complete = len(values) == len(found)
+        means.append(f"{times(math.exp(math.fsum(map(math.log, values)) / len(values)))}" if complete else "")
+    rows.append(["geometric mean", "", *means])
+    picture = [f"![Time of a training step of each library]({chart})"] if chart else []
+    return "\n\n".join([*picture, markdown(rows), note(part["machine"])])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables of a file, and draw its networks where asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training.report", description=__doc__.split("\n")[0])
     parser.add_argument("results", type=Path, help="JSON file of benchmarks.training")
+    parser.add_argument(
+        "--readme", type=Path, help=f"file to write a table into, between {MARKERS[0]} and {MARKERS[1]}"
+    )
     parser.add_argument("--chart", type=Path, help="PNG to draw")
     options = parser.parse_args(arguments)
     document = json.loads(options.results.read_text(encoding="utf-8"))
     print(text(document))
+    if (options.chart or options.readme) and "networks" not in document["parts"]:
+        parser.error("no networks in these results")
     if options.chart:
-        if "networks" not in document["parts"]:
-            parser.error("no networks in these results")
         chart.draw(document["parts"]["networks"], options.chart)
+    if options.readme:
+        picture = None
+        if options.chart:
+            picture = Path(os.path.relpath(options.chart, options.readme.parent)).as_posix()
+        body = section(document["parts"]["networks"], picture)
+        text_now = options.readme.read_text(encoding="utf-8")
+        options.readme.write_text(put(text_now, body, MARKERS), encoding="utf-8")
     return 0
 
 
