@@ -12,6 +12,7 @@ import platform
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -93,13 +94,30 @@ def environment(name):
 
 
 @functools.cache
+def pool():
+    """Compiling for another CPU takes minutes, so the processes that do it are started together."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codegen")
+
+
+def process(arguments, given):
+    """A process of Python's, in the background."""
+    command = [sys.executable, *arguments]
+    return pool().submit(
+        subprocess.run, command, env=given, cwd=HERE.parent, capture_output=True, text=True, check=False
+    )
+
+
+@functools.cache
+def probes():
+    return {name: process(["-c", PROBE, name], environment(name)) for name in TARGETS if x86 or name not in X86}
+
+
+@functools.cache
 def probe(name):
     """All kernels' object files and the product's assembly for one target, made in a process of its own."""
     if name in X86 and not x86:
         pytest.skip("Numba's settings choose among the CPUs of this architecture")
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, name], env=environment(name), capture_output=True, text=True, check=False
-    )
+    done = probes()[name].result()
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -253,15 +271,32 @@ def can_run(name):
     return all(have.get(feature.lstrip("+")) for feature in X86[name][1].split(",") if feature)
 
 
-@pytest.mark.parametrize("name", X86)
-def test_numbers_are_right_on(name, tmp_path):
+def reason_not_to_run(name):
     if not x86 or not can_run(name):
-        pytest.skip(f"this CPU cannot run {name} code")
+        return f"this CPU cannot run {name} code"
     if name == "avx512" and target.host().simd_bits == 512:
-        pytest.skip("all other tests run it")
-    given = environment(name) | {"FASTNN_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(str(HERE / t) for t in NUMERIC)]
-    done = subprocess.run(command, env=given, cwd=HERE.parent, capture_output=True, text=True, check=False)
+        return "all other tests run it"
+    return None
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The tests above for each CPU that this one can be, in the background, and their environments."""
+    tests = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(str(HERE / test) for test in NUMERIC)]
+    found = {}
+    for name in X86:
+        if reason_not_to_run(name) is None:
+            given = environment(name) | {"FASTNN_CACHE_DIR": str(tmp_path_factory.mktemp(name))}
+            found[name] = process(tests, given), given
+    return found
+
+
+@pytest.mark.parametrize("name", X86)
+def test_numbers_are_right_on(name, runs):
+    if name not in runs:
+        pytest.skip(reason_not_to_run(name))
+    run, given = runs[name]
+    done = run.result()
     assert done.returncode == 0, done.stdout[-3000:]
     assert re.search(r"\d{2,} passed", done.stdout)
     width = "from fastnn.cpu import target; print(target.host().simd_bits)"
