@@ -237,6 +237,15 @@ def test_unary_large_array(name):
     np.testing.assert_allclose(getattr(fastnn, name)(x), unary_expected(name, x), **unary_tolerance(name, "float32"))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [name for name in [*UNARY, *DERIVATIVES] if not name.startswith("softmax")])
+def test_unary_does_not_depend_on_the_position(name, dtype):
+    """Blocks of vectors, single vectors and ragged ends are different code with the same bits."""
+    x = random((403,), dtype)
+    f = getattr(fastnn, name)
+    np.testing.assert_array_equal(f(x), np.concatenate([f(x[i : i + 13]) for i in range(0, len(x), 13)]))
+
+
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int64", "bool"])
 @pytest.mark.parametrize("name", [*UNARY, *DERIVATIVES])
 def test_unary_converts_integers(name, kind):

@@ -29,6 +29,7 @@ from fastnn.cpu.simd import (
     is_null,
     lanes,
     load,
+    load_block,
     load_first,
     offset,
     prefetch,
@@ -38,11 +39,12 @@ from fastnn.cpu.simd import (
     splat,
     stack,
     store,
+    store_block,
     store_first,
     stream,
 )
 from fastnn.cpu.softmax import SHORT, row_dot, row_max, softmax_columns, softmax_row
-from fastnn.cpu.spans import AHEAD, span, unaligned
+from fastnn.cpu.spans import AHEAD, BLOCK_VECTORS, span, unaligned
 from fastnn.records import BACKWARD, FORWARD, MAP
 
 # --- from functions of a vector to kernels ------------------------------------------------------------------------
@@ -55,22 +57,25 @@ def forward(f):
     def apply(op, run, step, tile, tile_row, i, j, rows, cols):
         # tile: rows x cols, rows contiguous and padded to whole vectors; c: element strides c_row and c_col
         w = lanes(tile)
+        done = 0  # rows
         if cols == NV * w and op.c_col == 1 and not op.one_bias:
             # In locals, since stores to c might change the record.
             row, alpha = op.c_row, op.alpha
             c = offset(op.c, i * row + j)
-            left = right = splat(tile, 0.0)
+            biases = splat(load_block(tile, 0, 2, NV), 0.0)
             if not is_null(op.bias):
-                left, right = load(op.bias, j), load(op.bias, j + w)
-            for r in range(rows):
-                store(c, r * row, f(load(tile, r * tile_row) + left, alpha))
-                store(c, r * row + w, f(load(tile, r * tile_row + w) + right, alpha))
-            return
+                biases = load_block(offset(op.bias, j), 0, 2, NV)
+            while done + 2 <= rows:
+                x = load_block(offset(tile, done * tile_row), tile_row, 2, NV)
+                store_block(offset(c, done * row), row, 2, f(x + biases, alpha))
+                done += 2
+            if done == rows:
+                return
         for q in range(0, cols, w):
             bias = splat(tile, 0.0)
             if not is_null(op.bias):
                 bias = splat(tile, op.bias[0]) if op.one_bias else load_before(op.bias, j + q, j + cols)
-            for r in range(rows):
+            for r in range(done, rows):
                 at = r * tile_row + q
                 y = f(load(tile, at) + bias, op.alpha)
                 c = offset(op.c, (i + r) * op.c_row + j * op.c_col)
@@ -114,17 +119,17 @@ def leave(y, i):
 
 
 def sweep(f, put, fetch):
-    """``y = f(x)`` for whole vectors, two a turn; `put` stores one, `fetch` prepares for it.  Returns where it ends."""
+    """``y = f(x)`` for whole blocks of vectors; `put` stores one, `fetch` prepares for it.  Returns where it ends."""
 
     @device
     def apply(x, y, i, end, alpha):
         w = lanes(x)
-        while i + 2 * w <= end:
-            for j in range(i, i + 2 * w, w):
-                prefetch(x, j + AHEAD * w)
-                fetch(y, j + AHEAD * w)
-                put(y, j, f(load(x, j), alpha))
-            i += 2 * w
+        while i + BLOCK_VECTORS * w <= end:
+            for j in range(i + AHEAD * w, i + (AHEAD + BLOCK_VECTORS) * w, w):
+                prefetch(x, j)
+                fetch(y, j)
+            put(y, i, f(load_block(offset(x, i), 0, 1, BLOCK_VECTORS), alpha))
+            i += BLOCK_VECTORS * w
         return i
 
     return apply
@@ -353,6 +358,12 @@ def softmax_gradient(op, run, step, thread):
     for r in range(first, last):
         s, g, y = offset(op.x, r * op.ld), offset(op.g, r * op.ld), offset(op.y, r * op.ld)
         mean = row_dot(s, g, op.cols)
-        for i in range(0, op.cols, w):
-            prefetch_write(y, i + AHEAD * w)
+        done = 0
+        while done + BLOCK_VECTORS * w <= op.cols:
+            for ahead in range(done + AHEAD * w, done + (AHEAD + BLOCK_VECTORS) * w, w):
+                prefetch_write(y, ahead)
+            difference = load_block(offset(g, done), 0, 1, BLOCK_VECTORS) - mean
+            store(y, done, load_block(offset(s, done), 0, 1, BLOCK_VECTORS) * difference)
+            done += BLOCK_VECTORS * w
+        for i in range(done, op.cols, w):
             store_before(y, i, op.cols, load_before(s, i, op.cols) * (load_before(g, i, op.cols) - mean))

@@ -13,8 +13,22 @@ from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.logarithms import log1p_unit
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
-from fastnn.cpu.simd import absolute, is_null, keep_first, lanes, muladd, offset, select, splat, sum_lanes
+from fastnn.cpu.simd import (
+    absolute,
+    is_null,
+    keep_first,
+    lanes,
+    load_block,
+    muladd,
+    offset,
+    select,
+    splat,
+    store,
+    sum_lanes,
+    sum_vectors,
+)
 from fastnn.cpu.softmax import row_max, softmax_row
+from fastnn.cpu.spans import BLOCK_VECTORS
 from fastnn.cpu.vmath import exp_below_top, sigmoid
 from fastnn.records import LOSS
 
@@ -84,6 +98,18 @@ def elementwise(terms, activates):
     def column(op, first, last):
         """A single column: rows lie side by side."""
         w = lanes(op.z)
+        while first + BLOCK_VECTORS * w <= last:
+            target = load_block(offset(op.target, first), 0, 1, BLOCK_VECTORS)
+            y, value, slope = terms(load_block(offset(op.z, first), 0, 1, BLOCK_VECTORS), target)
+            store(op.value, first, value)
+            if activates:
+                store(op.p, first, y)
+            if not is_null(op.grad):
+                scale = splat(target, op.scale)
+                if not is_null(op.weight):
+                    scale = scale * load_block(offset(op.weight, first), 0, 1, BLOCK_VECTORS)
+                store(op.grad, first, slope * scale)
+            first += BLOCK_VECTORS * w
         for r in range(first, last, w):
             y, value, slope = terms(load_before(op.z, r, last), load_before(op.target, r, last))
             store_before(op.value, r, last, value)
@@ -109,7 +135,20 @@ def elementwise(terms, activates):
             grad = offset(op.grad, r * op.ld)
             scale = row_scale(op, r) / op.cols
             total = splat(z, 0)
-            for c in range(0, op.cols, w):
+            done = 0
+            if op.cols >= BLOCK_VECTORS * w:
+                totals = splat(load_block(z, 0, 1, BLOCK_VECTORS), 0)
+                while done + BLOCK_VECTORS * w <= op.cols:
+                    target = load_block(offset(t, done), 0, 1, BLOCK_VECTORS)
+                    y, value, slope = terms(load_block(offset(z, done), 0, 1, BLOCK_VECTORS), target)
+                    totals = totals + value
+                    if activates:
+                        store(p, done, y)
+                    if not is_null(op.grad):
+                        store(grad, done, slope * scale)
+                    done += BLOCK_VECTORS * w
+                total = sum_vectors(totals)
+            for c in range(done, op.cols, w):
                 y, value, slope = terms(load_before(z, c, op.cols), load_before(t, c, op.cols))
                 total = total + keep_first(value, op.cols - c)
                 if activates:

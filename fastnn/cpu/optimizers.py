@@ -6,8 +6,8 @@ epilogue the gradient is the tile of a product that is still in the first-level 
 
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
-from fastnn.cpu.simd import lanes, load_block, muladd, offset, prefetch, prefetch_write, splat, store_block
-from fastnn.cpu.spans import AHEAD, span, unaligned
+from fastnn.cpu.simd import lanes, load_block, muladd, offset, prefetch, prefetch_write, splat, store, store_block
+from fastnn.cpu.spans import AHEAD, BLOCK_VECTORS, span, unaligned
 from fastnn.cpu.vmath import divide_by_root, over_root
 from fastnn.records import UPDATE
 
@@ -170,7 +170,7 @@ def make_flat(constants, update, states):
     """The update of ``p[:n]`` by ``g[:n]``."""
 
     @device
-    def at(i, end, c, p, s0, s1, g):
+    def ragged(i, end, c, p, s0, s1, g):
         gradient = load_before(g, i, end)
         m = load_before(s0, i, end) if states > 0 else gradient
         v = load_before(s1, i, end) if states > 1 else gradient
@@ -181,23 +181,43 @@ def make_flat(constants, update, states):
         if states > 1:
             store_before(s1, i, end, v)
 
+    @device
+    def blocks(i, end, c, p, s0, s1, g):
+        """Whole blocks of vectors from i on; returns where they end."""
+        w = lanes(p)
+        while i + BLOCK_VECTORS * w <= end:
+            for ahead in range(i + AHEAD * w, i + (AHEAD + BLOCK_VECTORS) * w, w):
+                prefetch(g, ahead)
+                prefetch_write(p, ahead)
+                if states > 0:
+                    prefetch_write(s0, ahead)
+                if states > 1:
+                    prefetch_write(s1, ahead)
+            gradient = load_block(offset(g, i), 0, 1, BLOCK_VECTORS)
+            m = load_block(offset(s0, i), 0, 1, BLOCK_VECTORS) if states > 0 else gradient
+            v = load_block(offset(s1, i), 0, 1, BLOCK_VECTORS) if states > 1 else gradient
+            new, m, v = update(c, load_block(offset(p, i), 0, 1, BLOCK_VECTORS), m, v, gradient)
+            store(p, i, new)
+            if states > 0:
+                store(s0, i, m)
+            if states > 1:
+                store(s1, i, v)
+            i += BLOCK_VECTORS * w
+        return i
+
     @kernel(UPDATE)
     def apply(op, run, step, thread):
         p, s0, s1, g = op.p, op.s0, op.s1, op.g
-        c = constants(op, run.rate, step, p)
         i, end = span(p, op.n, thread, run.threads)
+        c = constants(op, run.rate, step, p)
         head = unaligned(p, i, end)
         if head > 0:
-            at(i, i + head, c, p, s0, s1, g)
-        for k in range(i + head, end, lanes(p)):
-            ahead = k + AHEAD * lanes(p)
-            prefetch(g, ahead)
-            prefetch_write(p, ahead)
-            if states > 0:
-                prefetch_write(s0, ahead)
-            if states > 1:
-                prefetch_write(s1, ahead)
-            at(k, end, c, p, s0, s1, g)
+            ragged(i, i + head, c, p, s0, s1, g)
+        i += head
+        if i + BLOCK_VECTORS * lanes(p) <= end:
+            i = blocks(i, end, constants(op, run.rate, step, load_block(p, 0, 1, BLOCK_VECTORS)), p, s0, s1, g)
+        for k in range(i, end, lanes(p)):
+            ragged(k, end, c, p, s0, s1, g)
 
     return apply
 

@@ -14,6 +14,7 @@ from fastnn.cpu.simd import (
     first_lanes,
     lanes,
     load,
+    load_block,
     load_first,
     max_lanes,
     muladd,
@@ -23,9 +24,11 @@ from fastnn.cpu.simd import (
     store,
     store_first,
     sum_lanes,
+    sum_vectors,
     transpose_block,
     transpose_corner,
 )
+from fastnn.cpu.spans import BLOCK_VECTORS
 from fastnn.cpu.vmath import BOTTOM, exp_below_top
 
 SHORT = 2  # vectors of a row that is transposed at most
@@ -65,7 +68,16 @@ def softmax_row(x, y, cols, top):
     last = exp_below_top(select(inside, load_first(x, whole, rest) - top, 0.0))
     last = select(inside, last, 0.0)
     total = last
-    for i in range(0, whole, w):
+    done = 0
+    if whole >= BLOCK_VECTORS * w:
+        totals = splat(load_block(x, 0, 1, BLOCK_VECTORS), 0.0)
+        while done + BLOCK_VECTORS * w <= whole:
+            e = exp_below_top(load_block(offset(x, done), 0, 1, BLOCK_VECTORS) - top)
+            totals = totals + e
+            store(y, done, e)
+            done += BLOCK_VECTORS * w
+        total = total + sum_vectors(totals)
+    for i in range(done, whole, w):
         e = exp_below_top(load(x, i) - top)
         total = total + e
         store(y, i, e)
@@ -79,19 +91,20 @@ def softmax_row(x, y, cols, top):
 
 @device
 def row_dot(x, y, cols):
-    """``sum(x * y)``, in two partial sums that need not wait for each other."""
+    """``sum(x * y)``, in partial sums that need not wait for each other."""
     w = lanes(x)
-    a = splat(x, 0.0)
-    b = a
-    i = 0
-    while i + 2 * w <= cols:
-        a = muladd(load(x, i), load(y, i), a)
-        b = muladd(load(x, i + w), load(y, i + w), b)
-        i += 2 * w
-    while i < cols:
-        a = muladd(load_before(x, i, cols), load_before(y, i, cols), a)
-        i += w
-    return sum_lanes(a + b)
+    total = splat(x, 0.0)
+    done = 0
+    if cols >= BLOCK_VECTORS * w:
+        totals = splat(load_block(x, 0, 1, BLOCK_VECTORS), 0.0)
+        while done + BLOCK_VECTORS * w <= cols:
+            left = load_block(offset(x, done), 0, 1, BLOCK_VECTORS)
+            totals = muladd(left, load_block(offset(y, done), 0, 1, BLOCK_VECTORS), totals)
+            done += BLOCK_VECTORS * w
+        total = sum_vectors(totals)
+    for i in range(done, cols, w):
+        total = muladd(load_before(x, i, cols), load_before(y, i, cols), total)
+    return sum_lanes(total)
 
 
 @device
@@ -104,7 +117,17 @@ def softmax_columns(x, y, ld, rows, cols, memory, block):
     for j in range(cols):
         top = larger(load(memory, j * w), top)
     total = splat(x, 0.0)
-    for j in range(cols):
+    store(block, 0, top)
+    done = cols // BLOCK_VECTORS * BLOCK_VECTORS
+    if done > 0:
+        tops = load_block(block, 0, BLOCK_VECTORS, 1)
+        totals = splat(tops, 0.0)
+        for j in range(0, done, BLOCK_VECTORS):
+            e = exp_below_top(load_block(offset(memory, j * w), 0, 1, BLOCK_VECTORS) - tops)
+            totals = totals + e
+            store(memory, j * w, e)
+        total = sum_vectors(totals)
+    for j in range(done, cols):
         e = exp_below_top(load(memory, j * w) - top)
         total = total + e
         store(memory, j * w, e)

@@ -5,6 +5,7 @@ themselves stay short loops:
 
 - `Vec`: a vector of float32 or float64 as wide as the CPU's registers, with arithmetic, comparison and `muladd`;
 - `load`, `store`, `splat`, masked forms for the first lanes of a ragged end, and `stream`, a store past the caches;
+- `load_block`, `store_block`: several vectors as one long one, with the same arithmetic;
 - `zeros_tile`, `rank1`, `store_tile`: a tile of C held in registers, and its update by one column of A times one row of
 B;
 - `RecordRef`: typed access to the fields of a plan's record (`fastnn.records`);
@@ -35,6 +36,7 @@ from fastnn.cpu.simd.arithmetic import (
     splat,
     sqrt,
     sum_lanes,
+    sum_vectors,
 )
 from fastnn.cpu.simd.engine import (
     call,
@@ -176,6 +178,7 @@ __all__ = [
     "store_tile",
     "stream",
     "sum_lanes",
+    "sum_vectors",
     "table",
     "transpose_block",
     "transpose_corner",

@@ -356,6 +356,20 @@ def sum_lanes(typingctx, x):
 
 
 @intrinsic
+def sum_vectors(typingctx, block):
+    """The sum of a block's vectors as one vector, by a fixed tree."""
+    ty = vec(block.scalar)
+
+    def codegen(context, builder, sig, args):
+        parts = split(builder, args[0], ty.lanes)
+        while len(parts) > 1:
+            parts = [builder.fadd(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        return parts[0]
+
+    return ty(block), codegen
+
+
+@intrinsic
 def max_lanes(typingctx, x):
     """The largest of a vector's lanes."""
 

@@ -4,12 +4,14 @@
 nothing (its functions are undefined there).
 """
 
+import itertools
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from fastnn.cpu import target
-from fastnn.cpu.simd.vectors import I1, I32, call_intrinsic, llvm_type, suffix
+from fastnn.cpu.simd.vectors import BITS, I1, I32, call_intrinsic, join, llvm_type, split, suffix, vec
 
 ROUNDING = 4  # as the CPU is set
 FROM_THREE_QUARTERS = 3  # fractions in [3/4, 3/2)
@@ -17,7 +19,8 @@ NAN_IF_NEGATIVE = 8
 
 
 def _is_wide(x):
-    return x.scalar.bitwidth * x.lanes == 512
+    """Whether `x` fills registers of 512 bits: one, or several if it is a block."""
+    return BITS == 512 and x.scalar.bitwidth * x.lanes % BITS == 0
 
 
 @intrinsic
@@ -41,14 +44,17 @@ def is_fused(typingctx, x):
     return types.boolean(x), codegen
 
 
-def _masked(builder, name, x, operands):
-    """An instruction that could leave lanes as they are, for all lanes."""
-    if x.type.count * int(suffix(x.type)[-2:]) != 512:
-        return ir.Constant(x.type, ir.Undefined)
-    every = ir.IntType(x.type.count)((1 << x.type.count) - 1)
-    kind = "ps" if x.type.count == 16 else "pd"
-    arguments = [x, *operands, ir.Constant(x.type, ir.Undefined), every, I32(ROUNDING)]
-    return call_intrinsic(builder, f"llvm.x86.avx512.mask.{name}.{kind}.512", x.type, arguments)
+def _masked(builder, name, ty, operands):
+    """An instruction that could leave lanes as they are, for all lanes of vectors of type `ty`."""
+    if not _is_wide(ty):
+        return ir.Constant(llvm_type(ty), ir.Undefined)
+    lanes = vec(ty.scalar).lanes
+    every = ir.IntType(lanes)((1 << lanes) - 1)
+    function = f"llvm.x86.avx512.mask.{name}.{'ps' if ty.scalar.bitwidth == 32 else 'pd'}.512"
+    lists = (split(builder, x, lanes) if isinstance(x.type, ir.VectorType) else itertools.repeat(x) for x in operands)
+    undefined = ir.Constant(llvm_type(vec(ty.scalar)), ir.Undefined)
+    arguments = ([*parts, undefined, every, I32(ROUNDING)] for parts in zip(*lists, strict=False))
+    return join(builder, [call_intrinsic(builder, function, undefined.type, a) for a in arguments])
 
 
 @intrinsic
@@ -56,7 +62,7 @@ def scale(typingctx, x, n):
     """``x * 2^floor(n)``, rounded once, for any float n."""
 
     def codegen(context, builder, sig, args):
-        return _masked(builder, "scalef", args[0], [args[1]])
+        return _masked(builder, "scalef", x, args)
 
     return x(x, n), codegen
 
@@ -66,7 +72,7 @@ def exponent(typingctx, x):
     """``floor(log2(|x|))`` as floats; -inf for 0 and inf for infinity."""
 
     def codegen(context, builder, sig, args):
-        return _masked(builder, "getexp", args[0], [])
+        return _masked(builder, "getexp", x, args)
 
     return x(x), codegen
 
@@ -76,21 +82,25 @@ def fraction(typingctx, x):
     """x / 2^k in [3/4, 3/2) for an integral k; 1 for 0 and infinity, NaN below 0."""
 
     def codegen(context, builder, sig, args):
-        return _masked(builder, "getmant", args[0], [I32(FROM_THREE_QUARTERS | NAN_IF_NEGATIVE)])
+        return _masked(builder, "getmant", x, [*args, I32(FROM_THREE_QUARTERS | NAN_IF_NEGATIVE)])
 
     return x(x), codegen
 
 
 def _look_up(builder, ty, entries, index):
     """The entry of each lane's index, of which only the low bits count: tables of one register, or of two."""
-    vector = llvm_type(ty)
-    registers = [ir.Constant(vector, entries[i : i + ty.lanes]) for i in range(0, len(entries), ty.lanes)]
-    if not _is_wide(ty) or len(registers) > 2:
-        return ir.Constant(vector, ir.Undefined)
-    if len(registers) == 1:
-        return call_intrinsic(builder, "llvm.x86.avx512.permvar.sf.512", vector, [*registers, index])
-    name = f"llvm.x86.avx512.vpermi2var.{'ps' if ty.scalar.bitwidth == 32 else 'pd'}.512"
-    return call_intrinsic(builder, name, vector, [registers[0], index, registers[1]])
+    lanes = vec(ty.scalar).lanes
+    if not _is_wide(ty) or len(entries) > 2 * lanes:
+        return ir.Constant(llvm_type(ty), ir.Undefined)
+    registers = [ir.Constant(llvm_type(vec(ty.scalar)), entries[i : i + lanes]) for i in range(0, len(entries), lanes)]
+
+    def of_register(index):
+        if len(registers) == 1:
+            return call_intrinsic(builder, "llvm.x86.avx512.permvar.sf.512", registers[0].type, [*registers, index])
+        name = f"llvm.x86.avx512.vpermi2var.{'ps' if ty.scalar.bitwidth == 32 else 'pd'}.512"
+        return call_intrinsic(builder, name, registers[0].type, [registers[0], index, registers[1]])
+
+    return join(builder, [of_register(part) for part in split(builder, index, lanes)])
 
 
 def table(float32, float64):
@@ -115,7 +125,7 @@ def has_pieces(typingctx, x):
     """Whether two registers of the CPU hold a number for each of the `pieces` (a constant)."""
 
     def codegen(context, builder, sig, args):
-        return I1(_is_wide(x) and 2 * x.lanes >= PIECES)
+        return I1(_is_wide(x) and 2 * vec(x.scalar).lanes >= PIECES)
 
     return types.boolean(x), codegen
 

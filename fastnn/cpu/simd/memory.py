@@ -139,10 +139,12 @@ def stream(typingctx, pointer, i, value):
     """
 
     def codegen(context, builder, sig, args):
+        ty = vec(sig.args[0].dtype)
         pointer, i, value = args
-        size = sig.args[2].scalar.bitwidth * sig.args[2].lanes // 8
-        written = builder.store(value, vector_pointer(builder, pointer, i, value.type), align=size)
-        written.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+        for k, part in enumerate(split(builder, value, ty.lanes)):
+            at = vector_pointer(builder, pointer, builder.add(i, I64(k * ty.lanes)), part.type)
+            written = builder.store(part, at, align=ty.scalar.bitwidth * ty.lanes // 8)
+            written.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
         return context.get_dummy_value()
 
     return types.void(pointer, types.intp, value), codegen
