@@ -221,6 +221,34 @@ PRODUCT = Record(  # a product of NumPy arrays of one dtype
     columns="int",
     small="int",
     kc="int",  # the largest depth of a block
+    layouts="int",  # address of a table of LAYOUT, for products that are too large for the interpreter's lock
+    workshop="int",  # address of what these need
+)
+LAYOUT = Record(  # how such a product is done; its records follow in the next two slots
+    "layout",
+    m="int",
+    n="int",
+    k="int",
+    a_row="int",
+    a_col="int",
+    b_row="int",
+    b_col="int",
+    c_row="int",
+    c_col="int",
+    epoch="int",  # the setting of threads that it was made for (fastnn.threads)
+    helpers="int",  # threads besides the caller's
+    swapped="int",  # 1: as C' = B' A'
+    scratch="int",  # bytes for each thread
+)
+WORKSHOP = Record(  # one for all of them: one at a time
+    "workshop",
+    epoch="i64*",  # the setting of threads
+    busy="int",
+    scratch="T*",
+    size="int",  # bytes of it
+    team="i64*",  # the words of a crowd (fastnn.cpu.crowd), or 0
+    leader="int",  # the caller's place in it
+    together="int",  # address of fastnn.cpu.engine.together
 )
 CRITERION = Record(  # a mean loss of NumPy arrays of one dtype
     "criterion",
@@ -252,6 +280,8 @@ PYTHON = Record(  # addresses in Python and NumPy
     new_number="int",  # PyFloat_FromDouble
     new_tuple="int",  # PyTuple_New
     put="int",  # PyTuple_SetItem
+    release="int",  # PyEval_SaveThread, PyEval_RestoreThread: the interpreter's lock
+    acquire="int",
 )
 
 # --- what the threads of one run share --------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """How many threads fastnn may use."""
 
+import array
 import functools
 import math
 import os
 from pathlib import Path
 
 _chosen: int | None = None
+EPOCH = array.array("q", [0])  # which setting this is; compiled code reads it where it keeps what depends on threads
 
 
 @functools.cache
@@ -74,6 +76,15 @@ def set_num_threads(n: int | None) -> None:
     """
     global _chosen
     _chosen = None if n is None else check_threads(n, "n")
+    EPOCH[0] += 1
+
+
+def _after_fork() -> None:
+    EPOCH[0] += 1  # no helper survives
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def get_num_threads() -> int:

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import sys
 import threading
 import tracemalloc
@@ -14,7 +15,7 @@ from guard import Guarded, linux
 from reference import assert_product, random
 
 import fastnn
-from fastnn.cpu import builtin, calls
+from fastnn.cpu import builtin, calls, layouts
 from fastnn.records import PYTHON
 
 DTYPES = ["float32", "float64"]
@@ -411,3 +412,116 @@ def test_threads_at_once():
             assert all(pool.map(work, range(4)))
     finally:
         sys.setswitchinterval(interval)
+
+
+# --- large products, without the lock ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _threads():
+    yield
+    fastnn.set_num_threads(None)
+
+
+LARGE = {
+    "plain": lambda a, b: (a, b),
+    "transposed": lambda a, b: (np.asfortranarray(a), np.asfortranarray(b)),
+    "gaps": lambda a, b: (np.repeat(a, 2, 1)[:, ::2], b[::-1]),
+    "few columns": lambda a, b: (np.asfortranarray(np.tile(a, (20, 1))), b[:, :3]),
+    "a column": lambda a, b: (np.tile(a, (20, 2)), np.tile(b[:, :1], (2, 1))),
+    "rows of a batch": lambda a, b: (a.reshape(2, -1, a.shape[1]), b),
+}
+
+
+@trusted
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LARGE)
+def test_large_products_are_direct_once_they_are_known(name, dtype, threads):
+    a, b = LARGE[name](random((140, 350), dtype, 1), random((350, 150), dtype, 2))
+    fastnn.set_num_threads(threads)
+    assert calls.PRODUCTS[None](a, b, None, None) is None
+    ordinary = fastnn.matmul(a, b)
+    out = np.empty_like(ordinary)
+    for result in (calls.PRODUCTS[None](a, b, None, None), calls.PRODUCTS[None](a, b, out, None)):
+        np.testing.assert_array_equal(result, ordinary)
+    assert_product(ordinary.reshape(-1, b.shape[1]), a.reshape(-1, a.shape[-1]), b)
+    fastnn.set_num_threads(threads)  # whatever depends on the number of threads is forgotten
+    assert calls.PRODUCTS[None](a, b, None, None) is None
+
+
+@trusted
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_dense_layers_are_direct_once_they_are_known(threads):
+    """With a bias and without, which makes a difference where a product is done as C' = B' A'."""
+    x, w, b = random((9000, 400), "float32", 1), random((400, 3), "float32", 2), random(3, "float32", 3)
+    x = np.asfortranarray(x)
+    fastnn.set_num_threads(threads)
+    key = ("relu", 0.0)
+    for bias in (None, b, None):
+        expected = fastnn.dense(x, w, bias, "relu")
+        result = calls.PRODUCTS[key](x, w, None, bias)
+        np.testing.assert_array_equal(result, expected)
+        np.testing.assert_allclose(result, np.maximum(x @ w + (0 if bias is None else bias), 0), rtol=2e-4, atol=2e-3)
+
+
+@trusted
+@pytest.mark.usefixtures("_threads")
+def test_large_products_from_many_threads():
+    """One thread has the workshop; others go the ordinary way and may not disturb what it works with."""
+    fastnn.set_num_threads(2)
+    shapes = [(120 + i, 130, 140 + 2 * i) for i in range(6)]
+    pairs = [(random((m, k), "float32", 1), random((k, n), "float32", 2)) for m, k, n in shapes]
+    expected = [fastnn.matmul(a, b) for a, b in pairs]
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        return [(fastnn.matmul(*pairs[i]) == expected[i]).all() for i in rng.integers(0, len(pairs), 200)]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(all(right) for right in pool.map(work, range(4)))
+
+
+@trusted
+@linux
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+@pytest.mark.usefixtures("_threads")
+def test_large_products_in_a_forked_process():
+    """Neither helpers nor what is in use survive a fork."""
+    a = random((300, 300), "float32")
+    fastnn.set_num_threads(2)
+    expected = fastnn.matmul(a, a)
+    layouts.workshop().busy = True  # as if a thread were at work that the child does not have
+    try:
+        pid = os.fork()
+        if pid == 0:
+            right = all((fastnn.matmul(a, a) == expected).all() for _ in range(3))
+            right = right and calls.PRODUCTS[None](a, a, None, None) is not None
+            os._exit(0 if right else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        layouts.workshop().busy = False
+
+
+@trusted
+@pytest.mark.usefixtures("_threads")
+def test_the_lock_is_given_up():
+    """Python goes on while a large product runs."""
+    a = random((1500, 1500), "float64")
+    fastnn.set_num_threads(1)
+    fastnn.matmul(a, a)
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.wait(0.001):
+            ticks.append(1)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    calls.PRODUCTS[None](a, a, None, None)
+    during = len(ticks)
+    stop.set()
+    ticker.join()
+    assert during > 3

@@ -73,15 +73,18 @@ def test_helpers_compute_the_same_bits():
 
 def test_a_busy_crowd_declines():
     helpers = crowd.get()
-    assert helpers._busy.acquire(blocking=False)
+    a = np.ones((300, 300))
+    fastnn.set_num_threads(2)
+    fastnn.matmul(a, a)  # from now on Python has no part in it
+    helpers.words[crowd.TAKEN] = 1
+    before = int(helpers.words[crowd.JOB])
     try:
         assert helpers.run(0, 0, 2) is False
-        a = np.ones((300, 300))
-        fastnn.set_num_threads(2)
         assert (fastnn.matmul(a, a) == 300).all()  # by the caller alone
+        assert helpers.words[crowd.JOB] == before
     finally:
         fastnn.set_num_threads(None)
-        helpers._busy.release()
+        helpers.words[crowd.TAKEN] = 0
 
 
 def test_many_callers_at_once():
@@ -111,7 +114,27 @@ def test_every_share_is_done_once():
     fastnn.set_num_threads(3)
     for _ in range(50):
         fastnn.matmul(a, a)
-        counters = crowd.get()._counters
-        assert counters[8] == SHARES
-        assert 0 <= counters[16] <= SHARES
+        words = crowd.get().words
+        assert words[crowd.FINISHED] == SHARES
+        assert 0 <= words[crowd.BACK] <= SHARES
+        assert words[crowd.TAKEN] == 0
     fastnn.set_num_threads(None)
+
+
+@linux
+@pytest.mark.skipif(len(placement.allowed()) < 2, reason="there is one CPU only")
+def test_helpers_make_way_for_the_caller():
+    """Wherever the system moves the caller, at the next job its helper is somewhere else."""
+    a = np.ones((300, 300), np.float32)
+    before = os.sched_getaffinity(0)
+    fastnn.set_num_threads(2)
+    try:
+        for cpu in [*sorted(before)[:2]] * 3:
+            os.sched_setaffinity(0, {cpu})
+            for _ in range(20):  # a new helper may not have started at the first
+                fastnn.matmul(a, a)
+            helper = crowd.get().lines[crowd.LINE + crowd.THREAD]
+            assert cpu not in os.sched_getaffinity(int(helper))
+    finally:
+        os.sched_setaffinity(0, before)
+        fastnn.set_num_threads(None)

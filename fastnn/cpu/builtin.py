@@ -28,6 +28,8 @@ FUNCTIONS = {  # of CPython's stable interface, by the field of the record `PYTH
     "new_number": "PyFloat_FromDouble",
     "new_tuple": "PyTuple_New",
     "put": "PyTuple_SetItem",
+    "release": "PyEval_SaveThread",
+    "acquire": "PyEval_RestoreThread",
 }
 
 

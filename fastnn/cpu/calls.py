@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from fastnn.cpu import blocking, builtin, loader
+from fastnn.cpu import blocking, builtin, layouts, loader
 from fastnn.cpu.memory import address, allocate
 from fastnn.records import BATCH, CALL, CRITERION, FORWARD, GEMM, LOSS, MAP, PRODUCT, RUN, SLOT, UPDATE
 
@@ -22,7 +22,7 @@ SMALL = 1 << 16
 # Of element-wise functions and rows: 30 to 200 us.  The ordinary way costs 10 us where its own memory has left the
 # caches: sigmoid of 1 MiB takes 76 us instead of 64.
 SMALL_MAP = 1 << 18
-SMALL_PRODUCT = 5_000_000  # multiply-adds, 50 us
+SMALL_PRODUCT = 1_500_000  # multiply-adds, 15 to 30 us; beyond it products of known layout are done without the lock
 
 
 class Call:
@@ -84,6 +84,11 @@ def _scratch(dtype: str) -> tuple[int, np.ndarray]:
     return kc, allocate(blocking.columns(dtype) * (kc + 9 * blocking.MR), dtype)
 
 
+@functools.cache
+def _layouts(activation: tuple[str, float] | None, dtype: str) -> layouts.Layouts:
+    return layouts.Layouts()
+
+
 def _product(call: Call, slot: int, activation: tuple[str, float] | None, dtype: str) -> None:
     name, alpha = activation or ("linear", 0.0)
     kc, scratch = _scratch(dtype)
@@ -91,6 +96,7 @@ def _product(call: Call, slot: int, activation: tuple[str, float] | None, dtype:
     kernels["small"] = "small.fused" if activation else "small.plain"
     values = {field: loader.address(kernel, dtype) for field, kernel in kernels.items()}
     values |= {"batch": call.at(slot + 1), "dense": activation is not None, "kc": kc}
+    values |= {"layouts": _layouts(activation, dtype).address, "workshop": layouts.workshop().address}
     PRODUCT.pack_into(call.view, slot, values)
     values = {"pairs": call.at(slot + 2), "axes": call.at(slot + 4), "run": call.at(1), "scratch": address(scratch)}
     BATCH.pack_into(call.view, slot + 1, values)
@@ -102,6 +108,21 @@ def _product(call: Call, slot: int, activation: tuple[str, float] | None, dtype:
 @functools.cache
 def _values() -> np.ndarray:
     return allocate(SMALL, "float64")  # zeros: pages that are never used do not exist
+
+
+def learn_product(
+    activation: tuple[str, float] | None,
+    a: np.ndarray,
+    b: np.ndarray,
+    out: np.ndarray,
+    bias: np.ndarray | None,
+    threads: int,
+) -> None:
+    """Accept arrays of this dtype in `PRODUCTS`; a product that is large, with these shapes and strides only."""
+    PRODUCTS.learn(activation, out.dtype)
+    if a.size * b.shape[1] > SMALL_PRODUCT and PRODUCTS[activation] is not builtin.declining:
+        name = activation or ("linear", 0.0)
+        _layouts(activation, out.dtype.name).keep(a, b, out, bias, name, threads)
 
 
 def _loss(call: Call, slot: int, loss: str, dtype: str) -> None:

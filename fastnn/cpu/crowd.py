@@ -3,6 +3,9 @@
 A team (`fastnn.cpu.team`) meets at barriers, so all of it must have started before any can go on.  One kernel has no
 barriers: its work is cut into a fixed number of shares, the caller starts at once, and helpers claim shares as they
 arrive.  The cut does not depend on the number of threads, so neither do the results.
+
+There is one crowd and it has one job at a time.  Whoever claims it (here, or in `fastnn.cpu.direct`, without Python)
+names the job and works at it in `fastnn.cpu.engine.together`, which wakes the helpers and gives the crowd back.
 """
 
 import ctypes
@@ -16,80 +19,111 @@ from fastnn.cpu.blocking import SHARES
 from fastnn.cpu.memory import address, allocate
 from fastnn.records import GEMM, RUN, SLOT
 
-
-class Place:
-    """What one thread is told: a run record of its own, which names the job and the thread's part of the scratch."""
-
-    def __init__(self, worker: int, counters: np.ndarray) -> None:
-        self._run = bytearray(SLOT)
-        self._ready = np.zeros(8, np.int64)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._run))
-        fields = {"threads": SHARES, "team": address(counters), "yields": team.yield_address()}
-        RUN.pack_into(self._run, 0, {**fields, "worker": worker, "ready": address(self._ready)})
-        self._words = memoryview(self._run).cast("q")
-
-    def prepare(self, op: int, rate: int) -> None:
-        """Name the next job."""
-        self._words[TABLE], self._words[RATE] = op, rate
-        self._ready[0] = -1
+# What the threads share (int64, `run.team`).  The first four are written by several, so each has a cache line.
+NEXT, FINISHED, BACK = 0, 8, 16  # shares claimed, done, and claimed by helpers
+TAKEN = 24  # 1 while the crowd belongs to somebody
+JOB, TABLE, RATE = 32, 33, 34  # the number of the job, its record, and its rate
+UNLOCK = 35  # the function that wakes a helper
+GRANTED = 36  # whether the last claim from here was successful
+PLACES = 37  # threads that may appear, each of which needs its part of the scratch
+HERE, CPUS, MASKS, MASK = 38, 39, 40, 41  # the CPU that helpers avoid; a set of the others for each CPU, in bytes
+WHERE, MOVE = 42, 43  # the functions that tell the caller's CPU and set a thread's CPUs
+# What belongs to each of them (a cache line, `run.ready`).
+COLUMNS, SEEN = 0, 1  # the columns of B that it has packed, and the job that was for
+ASLEEP, LOCK = 2, 3  # 1 if it must be woken, and what it waits at
+THREAD = 4  # its number in the system
+LINE = 8  # words
+MOST = 1024  # places
 
 
 class Crowd:
     """Helper threads, and the one job that they can work on."""
 
     def __init__(self) -> None:
-        self._busy = threading.Lock()
-        self._helpers: list[threading.Lock] = []
-        self._counters = np.full(24, SHARES, np.int64)
-        self._places = [Place(0, self._counters)]
+        self._turn = threading.Lock()
+        self.words = allocate(48, "int64")
+        self.words[NEXT] = self.words[FINISHED] = SHARES
+        self.words[UNLOCK] = _function("PyThread_release_lock")
+        self._masks = placement.masks()
+        self.words[CPUS], self.words[MASK] = self._masks.shape
+        self.words[MASKS] = address(self._masks)
+        self.words[WHERE], self.words[MOVE] = placement.WHERE, placement.MOVE
+        self.lines = allocate(LINE * MOST, "int64")
+        self._runs: list[bytearray] = []
         self._scratch = allocate(0, "float64")
-        self._enter = team.MAIN(loader.address("engine.assist", "float32"))
+        self._claim, self._together, self._assist = (
+            team.MAIN(loader.address(f"engine.{name}", "float32")) for name in ("claim", "together", "assist")
+        )
+        self.leader = self._place()
+
+    def prepare(self, threads: int) -> None:
+        """Have helpers for jobs of that many threads."""
+        with self._turn:
+            while len(self._runs) < min(threads, MOST):
+                self._hire()
 
     def run(self, op: int, rate: int, threads: int, scratch: int = 0) -> bool:
         """Run the kernel of the record at `op` with the help of `threads` - 1 others; False if they are busy.
 
         A product needs `scratch` bytes for each thread.
         """
-        if not self._busy.acquire(blocking=False):
+        if len(self._runs) < threads:
+            self.prepare(threads)
+        if not self._turn.acquire(blocking=False):
             return False
+        before = self.words[JOB]
+        claimed = False
         try:
-            while len(self._helpers) < threads - 1:
-                self._hire()
-            # A helper that lingers from a job with more threads may join this one, so all have their place.
-            for place in self._places:
-                place.prepare(op, rate)
-            if scratch:
-                needed = scratch * len(self._places)
-                if self._scratch.nbytes < needed:
-                    self._scratch = allocate(-(-needed // 8), "float64")
-                ctypes.c_int64.from_address(op + GEMM.offsets["scratch"]).value = address(self._scratch)
-            self._enter(self._places[0].address, -1)
-            for gate in self._helpers[: threads - 1]:
-                if gate.locked():
-                    gate.release()
-            self._enter(self._places[0].address, 0)
+            self._claim(self.leader, 0)
+            claimed = bool(self.words[GRANTED])
+            if claimed:
+                if scratch:
+                    # A helper that lingers from a job with more threads may join this one.
+                    needed = scratch * len(self._runs)
+                    if self._scratch.nbytes < needed:
+                        self._scratch = allocate(-(-needed // 8), "float64")
+                    ctypes.c_int64.from_address(op + GEMM.offsets["scratch"]).value = address(self._scratch)
+                self.words[TABLE], self.words[RATE] = op, rate
+                self._together(self.leader, threads - 1)
         finally:
-            self._busy.release()
-        return True
+            if claimed and self.words[JOB] == before:  # interrupted before the job
+                self.words[TAKEN] = 0
+            self._turn.release()
+        return claimed
+
+    def _place(self) -> int:
+        """The address of a new thread's record."""
+        worker = len(self._runs)
+        fields = {"threads": SHARES, "team": address(self.words), "yields": team.yield_address(), "worker": worker}
+        run = bytearray(SLOT)
+        RUN.pack_into(run, 0, {**fields, "ready": address(self.lines) + 8 * LINE * worker})
+        self._runs.append(run)
+        self.words[PLACES] = len(self._runs)
+        return ctypes.addressof(ctypes.c_char.from_buffer(run))
 
     def _hire(self) -> None:
-        gate = threading.Lock()
-        gate.acquire()
-        place = Place(len(self._places), self._counters)
-        threading.Thread(
-            target=self._help, args=(gate, place, placement.elsewhere()), name="fastnn-helper", daemon=True
-        ).start()
-        self._places.append(place)
-        self._helpers.append(gate)
+        lock = _ALLOCATE()
+        _ACQUIRE(lock, 1)
+        line = self.lines[LINE * len(self._runs) :]
+        line[ASLEEP], line[LOCK] = 1, lock
+        self.words[HERE] = -1  # the next job finds a place for it
+        threading.Thread(target=self._help, args=(lock, self._place(), line), name="fastnn-helper", daemon=True).start()
 
-    def _help(self, gate: threading.Lock, place: Place, cpus: set[int]) -> None:
-        placement.keep_to(cpus)
+    def _help(self, lock: int, place: int, line: np.ndarray) -> None:
+        line[THREAD] = threading.get_native_id()
         while True:
-            gate.acquire()
-            self._enter(place.address, 1)
+            _ACQUIRE(lock, 1)
+            self._assist(place, 0)
 
 
-TABLE, RATE = RUN.offsets["table"] // 8, RUN.offsets["rate"] // 8
+def _function(name: str) -> int:
+    """The address of a function of CPython's stable interface."""
+    return ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0
+
+
+# Python's locks, as compiled code can release them.  (These calls give up the interpreter's lock.)
+_ALLOCATE = ctypes.CFUNCTYPE(ctypes.c_void_p)(_function("PyThread_allocate_lock"))
+_ACQUIRE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int)(_function("PyThread_acquire_lock"))
 
 _crowd: Crowd | None = None
 

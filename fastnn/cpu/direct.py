@@ -6,13 +6,16 @@ through ctypes 0.5 us.  That of a builtin function takes 0.01 us, and here it re
 it returns None, with nothing done, and the caller goes the ordinary way.
 
 Python's lock is held meanwhile, which is why there are limits to the work, and why one set of records is enough for all
-threads.
+threads.  Products beyond the limit are done here, too, once they have gone the ordinary way: how they are cut is kept
+(`fastnn.cpu.calls`), and the lock is given up.  (784 x 32 x 256: 130 us with one thread instead of 150.)
 """
 
 from numba.types import float64 as FLOAT64
 
+from fastnn.cpu import layouts
 from fastnn.cpu.batch import as_forward, as_gemm, as_run, products
 from fastnn.cpu.blocking import MR, SMALL, SMALL_ROW
+from fastnn.cpu.crowd import PLACES, TABLE, TAKEN
 from fastnn.cpu.jit import device, entry
 from fastnn.cpu.objects import (
     ALIGNED,
@@ -34,14 +37,17 @@ from fastnn.cpu.objects import (
     volume,
     word,
 )
-from fastnn.cpu.simd import call_function, call_kernel, integer, local_words, pointer_at, reference
-from fastnn.records import BATCH, CALL, MAP, PRODUCT, SLOT, UPDATE
+from fastnn.cpu.simd import call_function, call_kernel, exchange, integer, local_words, pointer_at, reference
+from fastnn.records import BATCH, CALL, LAYOUT, MAP, PRODUCT, SLOT, UPDATE, WORKSHOP
 
 AXES = 8  # of a batch, at most: more are declined
 DIMS = AXES + 2
+MOST_WORK = 1 << 60  # multiply-adds: what is more has no layout
 
 as_batch, as_call, as_map = reference(BATCH), reference(CALL), reference(MAP)
 as_product, as_update = reference(PRODUCT), reference(UPDATE)
+as_layout, as_workshop = reference(LAYOUT), reference(WORKSHOP)
+place_of_layout = device(layouts.place)
 
 
 @device
@@ -157,6 +163,42 @@ def within(work, factor, most):
     return work * factor if 0 < factor <= most and work * factor <= most else 0
 
 
+@device
+def layout_for(product, m, n, k, a_row, a_col, b_row, b_col, c_row, c_col):
+    """Where the layout for a product with these element strides is, if it is known, and whether it is."""
+    index = place_of_layout(m, n, k, a_row, a_col, b_row, b_col, c_row, c_col)
+    layout = as_layout(product.layouts + 3 * SLOT * index, product)
+    known = layout.m == m and layout.n == n and layout.k == k and layout.a_row == a_row and layout.a_col == a_col
+    known = known and layout.b_row == b_row and layout.b_col == b_col and layout.c_row == c_row
+    return layout, known and layout.c_col == c_col
+
+
+@device
+def cramped(shop, layout):
+    """Whether there is too little scratch for all helpers that may come."""
+    return layout.scratch * shop.team[PLACES] > shop.size
+
+
+@device
+def run_layout(call, python, layout, shop, a, b, c, bias):
+    """The product of the matrices at a and b, without the interpreter's lock.  The workshop must have been taken."""
+    pair = integer(layout) + SLOT
+    gemm, forward = as_gemm(pair, layout), as_forward(pair + SLOT, layout)
+    if layout.swapped:
+        a, b = b, a
+    gemm.a, gemm.b, gemm.scratch = pointer_at(a, gemm.a), pointer_at(b, gemm.b), shop.scratch
+    forward.c, forward.bias = pointer_at(c, forward.c), pointer_at(bias, forward.bias)
+    state = call_function(python.release, ())
+    team = shop.team
+    if layout.helpers > 0 and exchange(team, TAKEN, 1) == 0:
+        team[TABLE] = pair
+        call_function(shop.together, (shop.leader, layout.helpers))
+    else:
+        call_kernel(gemm, as_run(call.run, layout), 0, 0)
+    call_function(python.acquire, (state,))
+    shop.busy = 0
+
+
 @entry
 def product(own, arguments, count):
     """``f(a, b, out, bias)``: ``activation(a @ b + bias)`` with the shapes of `numpy.matmul`.
@@ -181,7 +223,7 @@ def product(own, arguments, count):
     batch_dims = max(a_dims, b_dims, 2) - 2
     if k != (length(b, 2) if b_dims > 1 else length(b, 1)) or batch_dims > AXES:
         return declined(python)  # the error is raised where the shapes are named
-    work = within(within(within(1, m, call.most), n, call.most), k, call.most)
+    work = within(within(within(1, m, MOST_WORK), n, MOST_WORK), k, MOST_WORK)
 
     # The shape of the result.
     shape = local_words(DIMS)
@@ -193,7 +235,7 @@ def product(own, arguments, count):
         if a_length != b_length and a_length != 1 and b_length != 1:
             return declined(python)
         shape[d] = a_length if b_length == 1 else b_length
-        work = within(work, shape[d], call.most)
+        work = within(work, shape[d], MOST_WORK)
     if work == 0:
         return declined(python)
     if a_dims > 1:
@@ -258,6 +300,21 @@ def product(own, arguments, count):
         op.axes[at], op.axes[at + 1], op.axes[at + 2], op.axes[at + 3] = span, a_stride, b_stride, c_stride
         op.dims += 1
         op.count *= span
+
+    if work > call.most:
+        shop = as_workshop(own_product.workshop, FLOAT64)
+        layout, known = layout_for(
+            own_product, m, n, k,
+            a_row // size, a_col // size, b_row // size, b_col // size, c_row // size, c_col // size,
+        )  # fmt: skip
+        addressed = elements(bias) if biased else 0
+        known = known and layout.epoch == shop.epoch[0] and not (biased and layout.swapped)
+        if not known or op.count > 1 or shop.busy or (layout.helpers > 0 and cramped(shop, layout)):
+            call_function(python.drop, (result,))
+            return declined(python)
+        shop.busy = 1
+        run_layout(call, python, layout, shop, op.a, op.b, op.c, addressed)
+        return call_function(python.returned, (result,)) if dims == 0 and out == python.none else result
 
     if n == 1 and not own_product.dense and (a_row == size or (a_col == size and b_row == size)):
         # A matrix times a column is a row times the transposed matrix, for which there are kernels.

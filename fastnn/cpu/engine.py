@@ -17,15 +17,41 @@ the clock, then for each step a pair for each record (waiting before it, working
 
 from fastnn.cpu.blocking import SHARES
 from fastnn.cpu.clock import now
+from fastnn.cpu.crowd import (
+    ASLEEP,
+    BACK,
+    COLUMNS,
+    CPUS,
+    FINISHED,
+    GRANTED,
+    HERE,
+    JOB,
+    LINE,
+    LOCK,
+    MASK,
+    MASKS,
+    MOVE,
+    NEXT,
+    RATE,
+    SEEN,
+    TABLE,
+    TAKEN,
+    THREAD,
+    UNLOCK,
+    WHERE,
+)
 from fastnn.cpu.jit import device, main
 from fastnn.cpu.simd import (
     call,
+    call_function,
     call_kernel,
+    exchange,
     fetch_add,
     flush_subnormals,
     load_acquire,
     offset,
     pause,
+    pointer_at,
     record_at,
     reference,
     restore_mode,
@@ -36,7 +62,6 @@ from fastnn.records import RUN, SLOT
 as_run = reference(RUN)
 
 ARRIVED, PASSED, STOPPED = 0, 8, 16
-NEXT, FINISHED, BACK = 0, 8, 16  # of `assist`: shares claimed, done, and claimed by helpers
 HEAD = 8  # elements of a thread's times before those of the first step
 LINGER = 2000  # spins (about 50 us) that a helper waits for the next job: waking it takes the system as long
 POSTED, AWAY, CALLED = 0, 8, 16  # of `attend`: jobs posted, helpers that have not finished theirs, a job is coming
@@ -64,46 +89,90 @@ def barrier(run):
             call(run.yields)
 
 
+@device
+def do_share(run, number):
+    """One share of the crowd's job, in the calling thread's place `run`."""
+    team, own = run.team, run.ready
+    if own[SEEN] != team[JOB]:
+        own[SEEN], own[COLUMNS] = team[JOB], -1
+        run.table, run.rate = team[TABLE], pointer_at(team[RATE], run.rate)
+    call_kernel(record_at(run.table), run, 0, number)
+    fetch_add(team, FINISHED, 1)
+
+
 @main
-def assist(run, thread):
-    """Take shares of one kernel's work until none is left; thread 0 then waits for the others, who linger a while.
+def claim(run, thread):
+    """Reserve the crowd for the caller, who may then name a job, unless somebody else has it."""
+    run.team[GRANTED] = exchange(run.team, TAKEN, 1) == 0
 
-    Thread 0 takes them from the front, helpers from the back, so that what a core wrote in the last call it mostly
+
+@device
+def make_way(run, helpers):
+    """Send the helpers to other CPUs than the caller's, if it is not where it was at the last job."""
+    team = run.team
+    if team[CPUS] == 0:
+        return
+    cpu = call_function(team[WHERE], ()) & 0xFFFFFFFF
+    if cpu == team[HERE] or cpu >= team[CPUS]:
+        return
+    team[HERE] = cpu
+    for helper in range(1, helpers + 1):
+        thread = run.ready[LINE * helper + THREAD]
+        if thread == 0:  # it has not started yet
+            team[HERE] = -1
+        else:
+            call_function(team[MOVE], (thread, team[MASK], team[MASKS] + cpu * team[MASK]))
+
+
+@main
+def together(run, helpers):
+    """Do the job that the claimed crowd was told, with the help of as many others, and give the crowd back.
+
+    The caller takes shares from the front, helpers from the back, so that what a core wrote in the last call it mostly
     writes again in the next.  Who comes late, or not at all, costs nothing: shares are claimed, not assigned.
-
-    Thread -1 opens a job: its record must be complete by then, since a thread that lingers from the job before may
-    claim a share of this one.
     """
     team = run.team
-    if thread < 0:
-        store_release(team, FINISHED, 0)
-        store_release(team, BACK, 0)
-        store_release(team, NEXT, 0)
-        return
+    team[JOB] += 1
+    store_release(team, FINISHED, 0)
+    store_release(team, BACK, 0)
+    exchange(team, NEXT, 0)  # opens the job: a helper that lingers may claim a share from here on
+    make_way(run, helpers)
+    for helper in range(1, helpers + 1):
+        own = offset(run.ready, LINE * helper)
+        if exchange(own, ASLEEP, 0):
+            call_function(team[UNLOCK], (own[LOCK],))
     front = 0
+    while fetch_add(team, NEXT, 1) < SHARES:
+        do_share(run, front)
+        front += 1
     spins = 0
-    while spins < LINGER:
-        if load_acquire(team, NEXT) < SHARES and fetch_add(team, NEXT, 1) < SHARES:
-            if thread == 0:
-                share = front
-                front += 1
-            else:
-                share = SHARES - 1 - fetch_add(team, BACK, 1)
-            call_kernel(record_at(run.table), run, 0, share)
-            fetch_add(team, FINISHED, 1)
-            spins = 0
-        elif thread == 0:
-            break
-        else:
-            spins += 1
-            pause()
-    spins = 0
-    while thread == 0 and load_acquire(team, FINISHED) < SHARES:
+    while load_acquire(team, FINISHED) < SHARES:
         if spins < SPINS:
             spins += 1
             pause()
         else:
             call(run.yields)
+    store_release(team, TAKEN, 0)
+
+
+@main
+def assist(run, thread):
+    """Take shares of the crowd's jobs until none has come for a while."""
+    team, own = run.team, run.ready
+    spins = 0
+    while True:
+        if load_acquire(team, NEXT) < SHARES and fetch_add(team, NEXT, 1) < SHARES:
+            do_share(run, SHARES - 1 - fetch_add(team, BACK, 1))
+            spins = 0
+        elif spins < LINGER:
+            spins += 1
+            pause()
+        else:
+            # A job that was opened before this was written is seen now; one that is opened later finds it written.
+            exchange(own, ASLEEP, 1)
+            if load_acquire(team, NEXT) >= SHARES or exchange(own, ASLEEP, 0) == 0:
+                return
+            spins = 0
 
 
 def make_steps(timed):

@@ -17,6 +17,9 @@ from fastnn.records import BATCH, FORWARD, GEMM, RUN, SLOT, Record
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t)
 TOGETHER = 1e7  # operations above which helpers are worth waking: 50 us of one core, in which they arrive
+# Those of a product, without Python in between: 128 x 128 x 128 takes 38 us alone, 27 with a helper that is awake and
+# 38 with one that must be woken; 96 x 96 x 96 takes 17, 15.5 and 24.
+TOGETHER_PRODUCT = 3e6
 NAMES = {4: "float32", 8: "float64"}
 
 
@@ -66,13 +69,29 @@ def gemm(
     a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, activation: str, alpha: float, threads: int
 ) -> None:
     """``out = activation(a @ b + bias)`` for matrices with any strides of whole elements."""
-    if bias is None and a.strides[0] == a.itemsize and 8 * b.shape[1] < a.shape[0] and b.shape[1] <= blocking.MR:
-        # Few columns would leave most of a vector empty, and the columns of A are contiguous: C' = B' A'.
-        a, b, out = b.T, a.T, out.T
-    elif b.shape[1] == 1 and bias is None:  # a row times a matrix has kernels of its own: 18 us become 4 at 256 x 256
+    if turned(a, b, bias):
         a, b, out = b.T, a.T, out.T
     kernel, scratch = lay_out(MEMORY, a, b, out, bias, activation, alpha, threads)
-    _call(kernel, MEMORY, 2.0 * a.size * b.shape[1], threads, scratch)
+    _call(kernel, MEMORY, 2.0 * a.size * b.shape[1], threads, scratch, TOGETHER_PRODUCT)
+
+
+def turned(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> bool:
+    """Whether a product is faster as C' = B' A'."""
+    if bias is not None:
+        return False
+    if b.shape[1] == 1:  # a row times a matrix has kernels of its own: 18 us become 4 at 256 x 256
+        return True
+    # Few columns would leave most of a vector empty, and the columns of A are contiguous.
+    return a.strides[0] == a.itemsize and 8 * b.shape[1] < a.shape[0] and b.shape[1] <= blocking.MR
+
+
+def layout(
+    a: np.ndarray, b: np.ndarray, out: np.ndarray, activation: str, alpha: float, threads: int
+) -> tuple[bytes, int]:
+    """The records of a product without its addresses, and the bytes of scratch that a thread needs."""
+    strides = (*a.strides, *b.strides, *out.strides)
+    records, _, scratch = _layout(a.shape, b.shape[1], strides, out.itemsize, activation, alpha, threads)
+    return records, scratch
 
 
 def lay_out(
@@ -145,7 +164,9 @@ def batch(a: np.ndarray, b: np.ndarray, out: np.ndarray, threads: int) -> None:
     _call(kernel, memory, 2.0 * out.size * a.shape[-1], threads)
 
 
-def _call(kernel: Callable, memory: _Memory, work: float, threads: int, scratch: int = 0) -> None:
-    if threads > 1 and work >= TOGETHER and crowd.get().run(memory.op, address(memory.rate), threads, scratch):
+def _call(
+    kernel: Callable, memory: _Memory, work: float, threads: int, scratch: int = 0, least: float = TOGETHER
+) -> None:
+    if threads > 1 and work >= least and crowd.get().run(memory.op, address(memory.rate), threads, scratch):
         return
     kernel(memory.op, memory.run, 0, 0)

@@ -4,8 +4,8 @@ What they do, and what it gave (float32, one thread, AVX-512; relu and sigmoid, 
 
 - Stores go to whole cache lines: the first, partial vector ends where a line of the output starts.  NumPy's arrays
   start anywhere, and a store across two lines counts as two.
-- Blocks of four whole vectors a turn, without masks, whose instructions lie side by side: the CPU's scheduler holds about
-  three times the 30 dependent instructions of a sigmoid.  Alone, vectors wait for each other: half the speed in float64.
+- Blocks of four whole vectors a turn, without masks, whose instructions lie side by side: the CPU's scheduler holds
+  about three times the 30 dependent instructions of a sigmoid, so one after the other vectors wait for each other.
 - Lines are fetched 2 KiB before they are needed, the output's, too, for writing: hardware does not fetch across pages,
   nor for stores.  With all this 64 KiB take 0.6 to 0.8 times as long, 1 MiB, which the second-level cache holds only
   in part, half as long.

@@ -58,6 +58,8 @@ class Team:
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastnn")
         self._gates: list[threading.Lock] = []  # a helper of `lead` waits at its own
+        self._helpers: list[threading.Thread] = []
+        self._here = -1  # the CPU that they avoid
         self._jobs, self._seen = np.zeros(24, np.int64), np.zeros(8 * threads, np.int64)
         self._called = memoryview(self._jobs)[CALLED:]
         self._place = bytearray(SLOT)
@@ -73,6 +75,7 @@ class Team:
             # First the call, then the gates: a helper that goes to sleep now is woken, one that wakes up now stays.
             # The job itself is posted by the leader when it is at work, so that an interruption cannot part them.
             self._called[0] = 1
+            self._make_way()
             for gate in self._gates:
                 if gate.locked():
                     gate.release()
@@ -88,12 +91,23 @@ class Team:
             self._attend = MAIN(loader.address("engine.attend", "float32"))
         gate = threading.Lock()
         gate.acquire()
-        arguments = gate, len(self._gates) + 1, placement.elsewhere()
-        threading.Thread(target=self._help, args=arguments, name="fastnn-helper", daemon=True).start()
+        thread = threading.Thread(
+            target=self._help, args=(gate, len(self._gates) + 1), name="fastnn-helper", daemon=True
+        )
+        thread.start()  # returns when it has started, so that it has a number
+        self._helpers.append(thread)
         self._gates.append(gate)
+        self._here = -1
 
-    def _help(self, gate: threading.Lock, thread: int, cpus: set[int]) -> None:
-        placement.keep_to(cpus)
+    def _make_way(self) -> None:
+        """Send the helpers to other CPUs than the caller's, if it is not where it was at the last step."""
+        here = placement.here()
+        if here != self._here:
+            self._here, cpus = here, placement.elsewhere()
+            for helper in self._helpers:
+                placement.keep_to(cpus, helper.native_id or 0)
+
+    def _help(self, gate: threading.Lock, thread: int) -> None:
         while True:
             gate.acquire()
             self._attend(self._address, thread)

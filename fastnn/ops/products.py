@@ -4,7 +4,7 @@ import numpy as np
 
 from fastnn import activations
 from fastnn.cpu import immediate
-from fastnn.cpu.calls import PRODUCTS
+from fastnn.cpu.calls import PRODUCTS, learn_product
 from fastnn.ops.activations import softmax
 from fastnn.ops.arrays import check_out, common, floats
 from fastnn.threads import get_num_threads
@@ -54,8 +54,9 @@ def matmul(a: object, b: object, out: np.ndarray | None = None) -> np.ndarray:
     if x.ndim == w.ndim == 2 and x.shape[1] == w.shape[0]:  # the usual case, at once
         result, target = _targets(out, (x.shape[0], w.shape[1]), x, w)
         if result.size:
-            immediate.gemm(x, w, target, None, "linear", 0.0, get_num_threads())
-            PRODUCTS.learn(None, x.dtype)
+            threads = get_num_threads()
+            immediate.gemm(x, w, target, None, "linear", 0.0, threads)
+            learn_product(None, x, w, target, None, threads)
         if target is not result:
             result[...] = target
         return result
@@ -162,8 +163,9 @@ def dense(
     if result.size:
         matrix = target.reshape(-1, cols.shape[1])
         x_rows = rows.reshape(-1, cols.shape[0]) if rows.size else np.empty((len(matrix), 0), rows.dtype)
-        immediate.gemm(x_rows, cols, matrix, bias, *key, get_num_threads())
-        PRODUCTS.learn(key, rows.dtype)
+        threads = get_num_threads()
+        immediate.gemm(x_rows, cols, matrix, bias, *key, threads)
+        learn_product(key, x_rows, cols, matrix, bias, threads)
     if target is not result:
         result[...] = target
     return result
@@ -190,7 +192,9 @@ def _stacks(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     if b.size == b.shape[-2] * b.shape[-1]:  # one matrix b: the rows of all matrices may be those of one
         rows, c_rows = _as_rows(np.broadcast_to(a, (*lead, *a.shape[-2:]))), _as_rows(out)
         if rows is not None and c_rows is not None:
-            immediate.gemm(rows, b.reshape(b.shape[-2:]), c_rows, None, "linear", 0.0, threads)
+            matrix = b.reshape(b.shape[-2:])
+            immediate.gemm(rows, matrix, c_rows, None, "linear", 0.0, threads)
+            learn_product(None, rows, matrix, c_rows, None, threads)
             return
     a, b = np.broadcast_to(a, (*lead, *a.shape[-2:])), np.broadcast_to(b, (*lead, *b.shape[-2:]))
     if 2.0 * out.shape[-2] * out.shape[-1] * a.shape[-1] >= immediate.TOGETHER:  # each is worth all threads

@@ -21,6 +21,16 @@ def fetch_add(typingctx, pointer, i, value):
 
 
 @intrinsic
+def exchange(typingctx, pointer, i, value):
+    """Write the int64 at ``pointer[i]`` atomically, after all that was written before; returns what was there."""
+
+    def codegen(context, builder, sig, args):
+        return builder.atomic_rmw("xchg", builder.gep(args[0], [args[1]]), args[2], "seq_cst")
+
+    return types.int64(pointer, types.intp, types.int64), codegen
+
+
+@intrinsic
 def load_acquire(typingctx, pointer, i):
     def codegen(context, builder, sig, args):
         return builder.load_atomic(builder.gep(args[0], [args[1]]), "acquire", 8)

@@ -1,0 +1,119 @@
+"""How large products are done, kept for compiled code: `fastnn.cpu.direct` looks here before it declines one.
+
+Python cuts a product of a new shape (`fastnn.cpu.immediate`) and leaves the filled records here.  From then on products
+of these shapes and strides cost Python nothing: of the 150 us of 32 x 784 x 256 that was 20, with two threads 40.
+"""
+
+import functools
+import os
+
+import numpy as np
+
+from fastnn.cpu import crowd, immediate, loader
+from fastnn.cpu.memory import address, allocate
+from fastnn.records import GEMM, LAYOUT, SLOT, WORKSHOP
+from fastnn.threads import EPOCH
+
+BUSY = WORKSHOP.offsets["busy"] // 8
+PLACES = 61  # products of one dtype and one activation that are kept: a prime, since sizes are often multiples of 32
+
+
+def place(
+    m: int, n: int, k: int, a_row: int, a_col: int, b_row: int, b_col: int, c_row: int, c_col: int
+) -> int:  # compiled, too
+    """Which place a product has."""
+    return (m + 3 * n + 7 * k + 11 * a_row + 13 * a_col + 17 * b_row + 19 * b_col + 23 * c_row + 29 * c_col) % PLACES
+
+
+class Workshop:
+    """Scratch and helpers for the products that are kept, of which one can run at a time."""
+
+    def __init__(self) -> None:
+        self._scratch = [allocate(0, "float64")]
+        self._record = allocate(SLOT, "uint8")
+        self.address = address(self._record)
+        self._words = self._record.view(np.int64)
+        WORKSHOP.pack_into(memoryview(self._record), 0, {"epoch": EPOCH.buffer_info()[0]})
+
+    def provide(self, scratch: int, threads: int) -> None:
+        """Have `scratch` bytes for each of that many threads, and the threads."""
+        if threads > 1:
+            helpers = crowd.get()
+            helpers.prepare(threads)
+            threads = int(helpers.words[crowd.PLACES])
+            self._set("team", address(helpers.words))
+            self._set("leader", helpers.leader)
+            self._set("together", loader.address("engine.together", "float32"))
+        if self._scratch[-1].nbytes < scratch * threads:
+            # A product that runs now may use the memory before, so it is kept; each is twice as large at least.
+            size = max(scratch * threads, 2 * self._scratch[-1].nbytes)
+            self._scratch.append(allocate(-(-size // 8), "float64"))
+            self._set("size", 0)
+            self._set("scratch", address(self._scratch[-1]))
+            self._set("size", self._scratch[-1].nbytes)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a product runs."""
+        return bool(self._words[BUSY])
+
+    @busy.setter
+    def busy(self, value: bool) -> None:
+        self._words[BUSY] = value
+
+    def _set(self, field: str, value: int) -> None:
+        self._words[WORKSHOP.offsets[field] // 8] = value
+
+
+@functools.cache
+def workshop() -> Workshop:
+    """That of this process."""
+    return Workshop()
+
+
+def _after_fork() -> None:
+    if workshop.cache_info().currsize:
+        workshop().busy = False  # no thread survives that worked here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Layouts:
+    """The products of one dtype and one activation."""
+
+    def __init__(self) -> None:
+        self._table = allocate(3 * SLOT * PLACES, "uint8")
+        self.address = address(self._table)
+
+    def keep(
+        self,
+        a: np.ndarray,
+        b: np.ndarray,
+        out: np.ndarray,
+        bias: np.ndarray | None,
+        activation: tuple[str, float],
+        threads: int,
+    ) -> None:
+        """Keep how ``out = activation(a @ b + bias)`` is done."""
+        threads = min(threads, crowd.MOST) if 2.0 * a.size * b.shape[1] >= immediate.TOGETHER_PRODUCT else 1
+        swapped = immediate.turned(a, b, bias)
+        strides = [stride // out.itemsize for x in (a, b, out) for stride in x.strides]
+        shape = (len(a), b.shape[1], a.shape[1])
+        if swapped:
+            a, b, out = b.T, a.T, out.T
+        pair, scratch = immediate.layout(a, b, out, *activation, threads)
+        workshop().provide(scratch, threads)
+        values = dict(zip(LAYOUT.fields, (0, 0, 0, 0, *shape[1:], *strides), strict=False))
+        values |= {"epoch": EPOCH[0], "helpers": threads - 1, "swapped": swapped, "scratch": scratch}
+        at = 3 * SLOT * place(*shape, *strides)
+        slots = memoryview(self._table)[at : at + 3 * SLOT]
+        rows = slots[:SLOT].cast("q")[LAYOUT.offsets["m"] // 8 :]
+        rows[0] = 0  # nobody starts with what is here from now on, but another thread may be at it
+        if workshop().busy:
+            return
+        slots[SLOT:] = pair
+        slots[SLOT : 2 * SLOT].cast("q")[GEMM.offsets["epilogue"] // 8] = self.address + at + 2 * SLOT
+        LAYOUT.pack_into(slots, 0, values)
+        rows[0] = shape[0]
