@@ -77,6 +77,7 @@ GEMM = Record(
     b_row="int",
     b_col="int",
     ahead="int",  # steps of k from the prefetch of a row of B, where it lies, to its use
+    plain="int",  # 1: the epilogue only writes C, whose rows are contiguous
     pack="int",  # 1: copy panels of B into scratch before use
     copy="int",  # 1: copy blocks of A into scratch before use
     kc="int",  # depth of one block of k

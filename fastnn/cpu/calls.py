@@ -86,7 +86,7 @@ def _scratch(dtype: str) -> tuple[int, np.ndarray]:
 
 @functools.cache
 def _layouts(activation: tuple[str, float] | None, dtype: str) -> layouts.Layouts:
-    return layouts.Layouts()
+    return layouts.Layouts(activation)
 
 
 def _product(call: Call, slot: int, activation: tuple[str, float] | None, dtype: str) -> None:
@@ -121,8 +121,7 @@ def learn_product(
     """Accept arrays of this dtype in `PRODUCTS`; a product that is large, with these shapes and strides only."""
     PRODUCTS.learn(activation, out.dtype)
     if a.size * b.shape[1] > SMALL_PRODUCT and PRODUCTS[activation] is not builtin.declining:
-        name = activation or ("linear", 0.0)
-        _layouts(activation, out.dtype.name).keep(a, b, out, bias, name, threads)
+        _layouts(activation, out.dtype.name).keep(a, b, out, bias, threads)
 
 
 def _loss(call: Call, slot: int, loss: str, dtype: str) -> None:

@@ -334,6 +334,7 @@ def product(own, arguments, count):
     tiles = (m + MR - 1) // MR
     gemm.rows = gemm.block = (tiles if deep == 1 else min(tiles, 8)) * MR
     gemm.partial = MR if deep == 1 else gemm.rows + MR
+    gemm.plain = not own_product.dense and forward.c_col == 1
     gemm.pack = gemm.b_col != 1 or m > 4 * MR
     gemm.kernel = own_product.tiled
     if m == 1 and gemm.b_col == 1 and k * n > SMALL_ROW:

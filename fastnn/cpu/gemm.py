@@ -11,10 +11,10 @@ weight gradient       A = X transposed, B = D  update the weights
 bias gradient         A = ones (stride 0)      update the bias
 ====================  =======================  ==================================
 
-C is never written here: each finished tile is handed, while it is in the first-level cache, to the epilogue that the
-record names.  A is read in place, or block by block from a copy where it is too large for the second-level cache.  B is
-read in place where its rows are contiguous and few rows of A use it.  Otherwise its panels are packed (k x NR,
-contiguous), by the first tile of a panel on the way where rows are contiguous.
+Each finished tile is handed, while it is in the first-level cache, to the epilogue that the record names; C is written
+here only where that would do nothing else (`plain`).  A is read in place, or block by block from a copy where it is too
+large for the second-level cache.  B is read in place where its rows are contiguous and few rows of A use it.  Otherwise
+its panels are packed (k x NR, contiguous), by the first tile of a panel on the way where rows are contiguous.
 
 The work is cut into tasks (some panels of columns, some rows).  Every element of C is one sum in the order of k,
 however the work is cut, so results do not depend on the number of threads.
@@ -42,6 +42,7 @@ from fastnn.cpu.simd import (
     store,
     store_first,
     store_tile,
+    store_tile_rows,
     transpose_block,
     transpose_corner,
     zeros_tile,
@@ -84,9 +85,11 @@ def make_tile(vectors, copied=False):
     """The micro-kernel for a tile of MR x `vectors` registers, from A in place or as `copy_block` leaves it."""
 
     @device
-    def multiply(a, a_row, a_col, b, b_row, ahead, k, tile, first, following, following_row, later, to, to_row):
+    def multiply(
+        a, a_row, a_col, b, b_row, ahead, k, tile, first, out, out_row, following, following_row, later, to, to_row
+    ):
         # a: strides a_row and a_col; b: k x NR, rows contiguous, stride b_row, fetched `ahead` rows before their use
-        # tile: MR x NR, no gaps
+        # tile: the sums of earlier blocks of k, MR x NR, no gaps; out: where those of this one go, stride out_row
         # following: part of the next panel of B, to be fetched; to: memory that is written next, as large as the tile
         w = lanes(a)
         offsets = COPIED if copied else row_offsets(a_row, MR)
@@ -116,7 +119,7 @@ def make_tile(vectors, copied=False):
                 c = rank1(c, offset(a, p * column), offsets, load_tile(offset(b, p * b_row), 1, vectors))
                 p += 1
             stop = k
-        store_tile(c, tile)
+        store_tile_rows(c, out, out_row, vectors)
 
     return multiply
 
@@ -141,7 +144,7 @@ def make_packing_tile(vectors):
     """As `make_tile`, and copies B to `packed` (k x NR without gaps) on the way: it is in registers anyway."""
 
     @device
-    def multiply(a, a_row, a_col, b, b_row, ahead, k, tile, first, following, later, packed):
+    def multiply(a, a_row, a_col, b, b_row, ahead, k, tile, first, out, out_row, following, later, packed):
         w = lanes(a)
         c = zeros_tile(a, MR, vectors) if first else load_tile(tile, MR, vectors)
         offsets = row_offsets(a_row, MR)
@@ -156,7 +159,7 @@ def make_packing_tile(vectors):
                 c = rank1(c, offset(a, p * a_col), offsets, row)
                 p += 1
             following = b  # which is there already
-        store_tile(c, tile)
+        store_tile_rows(c, out, out_row, vectors)
 
     return multiply
 
@@ -178,6 +181,7 @@ def make_block(vectors):
         ahead = AHEAD if b_row == width else op.ahead
         output = as_forward(op.epilogue, op)
         c, c_row = output.c, output.c_row
+        plain = op.plain and last and cols == width
         r = 0
         while r < rows:
             at = offset(a, r // MR * a_tile + r % MR * a_row)
@@ -185,9 +189,16 @@ def make_block(vectors):
             if not (first and last):
                 tile = offset(partial, r * width)
             left = rows - r
+            written = plain and left >= MR
+            out, out_row = tile, width
+            if written:
+                out, out_row = offset(c, (i + r) * c_row + j), c_row
             if r == 0 and not is_null(source):
                 height = MR
-                packing(at, a_row, a_col, source, source_row, op.ahead, k, tile, first, offset(source, width), later, b)
+                following = offset(source, width)
+                packing(
+                    at, a_row, a_col, source, source_row, op.ahead, k, tile, first, out, out_row, following, later, b
+                )
             elif left >= MR:
                 height = MR
                 to, to_row = offset(tile, MR * width), width
@@ -195,16 +206,18 @@ def make_block(vectors):
                     to, to_row = offset(c, (i + r) * c_row + j), c_row
                 following = offset(source, r // MR * later * source_row + width)
                 if op.copy:
-                    copied(at, a_row, a_col, b, b_row, ahead, k, tile, first, following, source_row, later, to, to_row)
+                    copied(at, a_row, a_col, b, b_row, ahead, k, tile, first, out, out_row,
+                           following, source_row, later, to, to_row)  # fmt: skip
                 else:
-                    full(at, a_row, a_col, b, b_row, ahead, k, tile, first, following, source_row, later, to, to_row)
+                    full(at, a_row, a_col, b, b_row, ahead, k, tile, first, out, out_row,
+                         following, source_row, later, to, to_row)  # fmt: skip
             elif left > FEW:
                 height = min(left, HALF)
                 half(at, row_offsets_within(a_row, HALF, height), a_col, b, b_row, ahead, k, tile, first)
             else:
                 height = left
                 few(at, row_offsets_within(a_row, FEW, left), a_col, b, b_row, ahead, k, tile, first)
-            if last:
+            if last and not written:
                 call_epilogue(op, run, step, tile, width, i + r, j, height, cols)
             r += height
 

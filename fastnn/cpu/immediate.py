@@ -112,11 +112,12 @@ def lay_out(
     words[EPILOGUE] = memory.op + SLOT
     words[A], words[B], words[C] = address(a), address(b), address(out)
     words[BIAS] = 0 if bias is None else address(bias)
+    words[PLAIN] = bias is None and activation == "linear" and out.strides[1] == out.itemsize
     words[SCRATCH] = memory.scratch(scratch)
     return kernel, scratch
 
 
-EPILOGUE, A, B, SCRATCH = (GEMM.offsets[field] // 8 for field in ("epilogue", "a", "b", "scratch"))
+EPILOGUE, A, B, SCRATCH, PLAIN = (GEMM.offsets[field] // 8 for field in ("epilogue", "a", "b", "scratch", "plain"))
 C, BIAS = ((SLOT + FORWARD.offsets[field]) // 8 for field in ("c", "bias"))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastnn.cpu import crowd, immediate, loader
 from fastnn.cpu.memory import address, allocate
-from fastnn.records import GEMM, LAYOUT, SLOT, WORKSHOP
+from fastnn.records import LAYOUT, SLOT, WORKSHOP
 from fastnn.threads import EPOCH
 
 BUSY = WORKSHOP.offsets["busy"] // 8
@@ -81,9 +81,11 @@ if hasattr(os, "register_at_fork"):
 
 
 class Layouts:
-    """The products of one dtype and one activation."""
+    """The products of one dtype and one activation; None: plain ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, activation: tuple[str, float] | None) -> None:
+        self._dense = activation is not None
+        self._activation = activation or ("linear", 0.0)
         self._table = allocate(3 * SLOT * PLACES, "uint8")
         self.address = address(self._table)
 
@@ -93,7 +95,6 @@ class Layouts:
         b: np.ndarray,
         out: np.ndarray,
         bias: np.ndarray | None,
-        activation: tuple[str, float],
         threads: int,
     ) -> None:
         """Keep how ``out = activation(a @ b + bias)`` is done."""
@@ -103,7 +104,7 @@ class Layouts:
         shape = (len(a), b.shape[1], a.shape[1])
         if swapped:
             a, b, out = b.T, a.T, out.T
-        pair, scratch = immediate.layout(a, b, out, *activation, threads)
+        pair, scratch = immediate.layout(a, b, out, *self._activation, threads)
         workshop().provide(scratch, threads)
         values = dict(zip(LAYOUT.fields, (0, 0, 0, 0, *shape[1:], *strides), strict=False))
         values |= {"epoch": EPOCH[0], "helpers": threads - 1, "swapped": swapped, "scratch": scratch}
@@ -114,6 +115,8 @@ class Layouts:
         if workshop().busy:
             return
         slots[SLOT:] = pair
-        slots[SLOT : 2 * SLOT].cast("q")[GEMM.offsets["epilogue"] // 8] = self.address + at + 2 * SLOT
+        gemm = slots[SLOT : 2 * SLOT].cast("q")
+        gemm[immediate.EPILOGUE] = self.address + at + 2 * SLOT
+        gemm[immediate.PLAIN] = not self._dense and out.strides[1] == out.itemsize
         LAYOUT.pack_into(slots, 0, values)
         rows[0] = shape[0]

@@ -145,6 +145,21 @@ def store_tile(typingctx, tile, memory):
     return types.void(tile, memory), codegen
 
 
+@intrinsic(prefer_literal=True)
+def store_tile_rows(typingctx, tile, memory, row, vectors):
+    """Write a tile of `vectors` (a constant) vectors a row to `memory`, rows `row` elements apart."""
+
+    def codegen(context, builder, sig, args):
+        ty, width = sig.args[0].dtype, vectors.literal_value
+        for q in range(sig.args[0].count):
+            start = builder.add(builder.mul(args[2], I64(q // width)), I64(q % width * ty.lanes))
+            at = vector_pointer(builder, args[1], start, llvm_type(ty))
+            builder.store(builder.extract_value(args[0], q), at, align=ty.scalar.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(tile, memory, types.intp, vectors), codegen
+
+
 def _butterfly(builder, rows):
     """Transpose lanes x lanes registers: stage s swaps the off-diagonal quadrants of every 2s x 2s block."""
     n = len(rows)
