@@ -44,12 +44,23 @@ TASKS = 8  # tasks for each thread, if a product is large enough: even shares ev
 # Multiply-adds up to which fastnn.cpu.small is faster: 16 x 16 x 16 takes 0.54 us there and 0.74 in fastnn.cpu.gemm,
 # 64 x 64 x 64 6.5 and 6.7, 128 x 128 x 128 as long.
 SMALL = 1_000_000
+# Multiply-adds from which a product is done without Python's lock and, if there are other threads, with their help:
+# 128 x 128 x 128 takes 38 us alone, 27 with a helper that is awake and 38 with one that must be woken; 96 x 96 x 96
+# takes 17, 15.5 and 24.
+LARGE = 1_500_000
+# Bytes of a matrix from which its product with a vector is, too: two cores have twice the cache.
+LARGE_MATRIX = target.caches()["L2"]
 SMALL_ROW = 1024  # likewise for one row, above which fastnn.cpu.gemv is faster
 ROW = 1024  # elements: losses that are a mean over all elements take them in rows of this length
 FAR = 16 * target.caches()["L2"]  # bytes of an output that is streamed past the caches: see fastnn.cpu.spans
 NV = 2
 MR = {(512, 32): 14, (256, 16): 6, (128, 32): 12, (128, 16): 6}[CPU.simd_bits, CPU.registers]
 SIZES = {"float32": 4, "float64": 8}
+
+
+def is_large(m: int, n: int, k: int, size: int) -> bool:  # compiled, too
+    """Whether a product of elements of `size` bytes is worth a helper."""
+    return m * n * k > LARGE or (min(m, n) == 1 and k * max(m, n) * size > LARGE_MATRIX)
 
 
 def columns(dtype: str) -> int:
@@ -79,8 +90,10 @@ def blocks(
     tiles, panels = -(-m // MR) or 1, -(-n // nr) or 1
     tasks = 1 if threads == 1 else TASKS * threads
     scattered = a_col != 1 or a_row * size % 4096 == 0  # rows that share few sets of the first-level cache
+    copy = scattered and tiles > 8 and panels > 4
     small_c = tiles * MR * n * size < l2 // 2
-    if panels == 1 or (tiles * MR * kc * size < l2 // 2 and (k >= 6 * nr or small_c)):
+    small_a = tiles * MR * kc * size < l2 // 2 and (threads == 1 or not copy)  # each task would copy all of it
+    if panels == 1 or (small_a and (k >= 6 * nr or small_c)):
         # A, at least a block of k of it, stays in the second-level cache: one panel of B after the other, all rows.
         # With a small k and a large C the traffic of C decides, so its rows should be written whole.
         width = max(1, panels // tasks)
@@ -104,7 +117,7 @@ def blocks(
     return {
         "ahead": ahead(m, b_row * size),
         "pack": int(b_col != 1 or tiles > 1),
-        "copy": int(scattered and tiles > 8 and panels > 4),
+        "copy": int(copy),
         "kc": kc,
         "panels": width,
         "rows": rows,

@@ -22,7 +22,6 @@ SMALL = 1 << 16
 # Of element-wise functions and rows: 30 to 200 us.  The ordinary way costs 10 us where its own memory has left the
 # caches: sigmoid of 1 MiB takes 76 us instead of 64.
 SMALL_MAP = 1 << 18
-SMALL_PRODUCT = 1_500_000  # multiply-adds, 15 to 30 us; beyond it products of known layout are done without the lock
 
 
 class Call:
@@ -120,7 +119,7 @@ def learn_product(
 ) -> None:
     """Accept arrays of this dtype in `PRODUCTS`; a product that is large, with these shapes and strides only."""
     PRODUCTS.learn(activation, out.dtype)
-    if a.size * b.shape[1] > SMALL_PRODUCT and PRODUCTS[activation] is not builtin.declining:
+    if blocking.is_large(len(a), b.shape[1], len(b), out.itemsize) and PRODUCTS[activation] is not builtin.declining:
         _layouts(activation, out.dtype.name).keep(a, b, out, bias, threads)
 
 
@@ -134,5 +133,5 @@ def _loss(call: Call, slot: int, loss: str, dtype: str) -> None:
 MAPS: Calls[str] = Calls("direct.elementwise", SMALL_MAP, _map)  # by the name of the kernel
 UPDATES: Calls[str] = Calls("direct.update", SMALL, _update)  # by the name of the optimizer's rule
 # By the activation of a dense layer and its parameter; None for plain products.
-PRODUCTS: Calls[tuple[str, float] | None] = Calls("direct.product", SMALL_PRODUCT, _product)
+PRODUCTS: Calls[tuple[str, float] | None] = Calls("direct.product", blocking.LARGE, _product)
 LOSSES: Calls[str] = Calls("criteria.mean", SMALL, _loss)  # by the name of the kernel

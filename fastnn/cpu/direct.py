@@ -12,7 +12,7 @@ threads.  Products beyond the limit are done here, too, once they have gone the 
 
 from numba.types import float64 as FLOAT64
 
-from fastnn.cpu import layouts
+from fastnn.cpu import blocking, layouts
 from fastnn.cpu.batch import as_forward, as_gemm, as_run, products
 from fastnn.cpu.blocking import MR, SMALL, SMALL_ROW
 from fastnn.cpu.crowd import PLACES, TABLE, TAKEN
@@ -47,7 +47,7 @@ MOST_WORK = 1 << 60  # multiply-adds: what is more has no layout
 as_batch, as_call, as_map = reference(BATCH), reference(CALL), reference(MAP)
 as_product, as_update = reference(PRODUCT), reference(UPDATE)
 as_layout, as_workshop = reference(LAYOUT), reference(WORKSHOP)
-place_of_layout = device(layouts.place)
+place_of_layout, is_large = device(layouts.place), device(blocking.is_large)
 
 
 @device
@@ -301,7 +301,7 @@ def product(own, arguments, count):
         op.dims += 1
         op.count *= span
 
-    if work > call.most:
+    if work > call.most or (op.count == 1 and is_large(m, n, k, size)):
         shop = as_workshop(own_product.workshop, FLOAT64)
         layout, known = layout_for(
             own_product, m, n, k,

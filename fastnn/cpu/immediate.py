@@ -17,9 +17,6 @@ from fastnn.records import BATCH, FORWARD, GEMM, RUN, SLOT, Record
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t)
 TOGETHER = 1e7  # operations above which helpers are worth waking: 50 us of one core, in which they arrive
-# Those of a product, without Python in between: 128 x 128 x 128 takes 38 us alone, 27 with a helper that is awake and
-# 38 with one that must be woken; 96 x 96 x 96 takes 17, 15.5 and 24.
-TOGETHER_PRODUCT = 3e6
 NAMES = {4: "float32", 8: "float64"}
 
 
@@ -62,7 +59,7 @@ def run(
     values["kernel"] = where
     record.pack_into(memory.records, 0, values)
     memory.rate[0] = rate
-    _call(kernel, memory, work, threads)
+    _call(kernel, memory, threads if work >= TOGETHER else 1)
 
 
 def gemm(
@@ -72,7 +69,8 @@ def gemm(
     if turned(a, b, bias):
         a, b, out = b.T, a.T, out.T
     kernel, scratch = lay_out(MEMORY, a, b, out, bias, activation, alpha, threads)
-    _call(kernel, MEMORY, 2.0 * a.size * b.shape[1], threads, scratch, TOGETHER_PRODUCT)
+    large = blocking.is_large(len(a), b.shape[1], len(b), out.itemsize)
+    _call(kernel, MEMORY, threads if large else 1, scratch)
 
 
 def turned(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> bool:
@@ -162,12 +160,10 @@ def batch(a: np.ndarray, b: np.ndarray, out: np.ndarray, threads: int) -> None:
     values |= {"pairs": ctypes.addressof(ctypes.c_char.from_buffer(pairs))}
     values |= {"scratch": scratch, "scratch_stride": stride}
     BATCH.pack_into(memory.records, 0, values)
-    _call(kernel, memory, 2.0 * out.size * a.shape[-1], threads)
+    _call(kernel, memory, threads if 2.0 * out.size * a.shape[-1] >= TOGETHER else 1)
 
 
-def _call(
-    kernel: Callable, memory: _Memory, work: float, threads: int, scratch: int = 0, least: float = TOGETHER
-) -> None:
-    if threads > 1 and work >= least and crowd.get().run(memory.op, address(memory.rate), threads, scratch):
+def _call(kernel: Callable, memory: _Memory, threads: int, scratch: int = 0) -> None:
+    if threads > 1 and crowd.get().run(memory.op, address(memory.rate), threads, scratch):
         return
     kernel(memory.op, memory.run, 0, 0)

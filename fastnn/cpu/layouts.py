@@ -98,7 +98,7 @@ class Layouts:
         threads: int,
     ) -> None:
         """Keep how ``out = activation(a @ b + bias)`` is done."""
-        threads = min(threads, crowd.MOST) if 2.0 * a.size * b.shape[1] >= immediate.TOGETHER_PRODUCT else 1
+        threads = min(threads, crowd.MOST)
         swapped = immediate.turned(a, b, bias)
         strides = [stride // out.itemsize for x in (a, b, out) for stride in x.strides]
         shape = (len(a), b.shape[1], a.shape[1])
