@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastnn
+from fastnn.threads import available_cpus
 
 PACKAGE = Path(fastnn.__file__).parent
 PRELUDE = """
@@ -109,6 +110,19 @@ def test_first_fit_cold_and_warm(tmp_path):
     assert all(found[1:] == [False, loss] for found in warm), "numba is not needed, the numbers are the same"
     assert statistics.median(found[0] for found in warm) <= 0.5
     assert {path: path.read_bytes() for path in objects(tmp_path)} == files
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for Python is a shell script")
+def test_cold_fit_whose_second_process_fails(tmp_path):
+    """What it should have compiled is compiled here."""
+    broken = tmp_path / "python"
+    broken.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexit 1\n")
+    broken.chmod(0o755)
+    report = "print(json.dumps(history.history['loss']))"
+    loss = run(f"sys.executable = {str(broken)!r}" + FIT + report, tmp_path / "cache")
+    assert (tmp_path / "started").exists() == (available_cpus() > 1)
+    assert len(loss) == 1
+    assert any(path.name.startswith("gemm.gemm") for path in objects(tmp_path / "cache"))
 
 
 def test_numba_is_as_it_was(tmp_path):

@@ -1,10 +1,10 @@
 """A program on this machine: memory for its buffers, a table of records with addresses, and a team to run it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from fastnn.cpu import blocking, immediate, loader, team
+from fastnn.cpu import blocking, cold, immediate, loader, team
 from fastnn.cpu.memory import address, allocate
 from fastnn.program import Op, Program, Ref, schedule
 from fastnn.records import GEMM, PERMUTATION, RUN, SLOT
@@ -14,6 +14,7 @@ __all__ = ["Executable", "allocate", "pad", "peaks", "permutation"]  # what a ba
 SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED = (
     RUN.offsets[field] // 8 for field in ("short_step", "first", "stop", "rate", "origin", "seed")
 )
+ENGINE = ("engine.engine", "float32")
 ALONE = 3_000_000  # floating-point operations of a step below which one thread is faster than a team
 
 
@@ -51,6 +52,14 @@ def kernel_of(op: Op) -> str:
     if op.record is not GEMM:
         return op.kernel
     return blocking.product(_int(op, "m"), _int(op, "b_row"), _int(op, "b_col"), _int(op, "a_col"))
+
+
+def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
+    """Name and dtype of all kernels of a program."""
+    for op in program.ops:
+        yield kernel_of(op), dtype
+        if op.epilogue is not None:
+            yield kernel_of(op.epilogue), dtype
 
 
 def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
@@ -164,6 +173,7 @@ class Executable:
         self._keep = dict(buffers)
         bases = {name: address(array) for name, array in buffers.items()}
         bases |= {"arena": address(self.arena), "totals": address(self.totals), "one": address(self._one)}
+        cold.load([*_kernels(program, dtype), *(_kernels(short, dtype) if short else ()), ENGINE])
         self._tables = [
             Table(p, dtype, bases, Ref("arena", arena), stride, self.threads) for p in (program, short) if p
         ]
@@ -180,7 +190,7 @@ class Executable:
         run["short_step"] = -1
         run["team"], run["done"], run["halt"] = address(self._team), flags, flags + 64
         run["yields"] = team.yield_address()
-        self._enter = team.MAIN(loader.address("engine.engine", "float32"))
+        self._enter = team.MAIN(loader.address(*ENGINE))
         self._words = memoryview(self.run_record.view(np.int64))
         # [0]: the step that comes next, also while a run is under way.  To read it takes no call, and so there is no
         # place in between where Python would let an interruption in.
