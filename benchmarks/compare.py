@@ -19,17 +19,30 @@ from typing import Any
 from benchmarks import checks, machine, rivals
 from benchmarks.cases import OPERATIONS
 
-# Idle threads of OpenBLAS and OpenMP spin before they sleep, OpenBLAS' for 2^26 cycles (25 ms), on the CPUs of the next
-# rival.
-SETTLE = 0.04
+# Idle threads of OpenBLAS and OpenMP spin before they sleep, OpenBLAS' for 2^26 cycles (or 110 ms, on the Cascade Lake of
+# docs/performance.md), on the CPUs of the next rival: after 40 ms a step of 784-256-10 took 1.1 ms instead of 0.75.
+LOOK = 0.01  # seconds
+IDLE = 0.1  # CPUs' worth of time that an idle process takes at most
+PATIENCE = 1.0  # seconds
 SAMPLE = 0.02  # seconds of calls behind one sample
 LIMIT = 60.0  # seconds for one case
 LEAST = 5  # rounds, whatever that takes
 BUSY = 0.5  # with one CPU of two taken, OpenBLAS was 100 times slower, torch 50, jax and fastnn 1.5
 
 
+def settle() -> None:
+    """Wait until no thread of this process runs."""
+    began = now = time.perf_counter()
+    share = 1.0
+    while share > IDLE and now - began < PATIENCE:
+        then, used = now, time.process_time()
+        time.sleep(LOOK)
+        now = time.perf_counter()
+        share = (time.process_time() - used) / (now - then)
+
+
 def interleaved(
-    calls: dict[str, rivals.Rival], rounds: int, settle: float = SETTLE, limit: float = LIMIT
+    calls: dict[str, rivals.Rival], rounds: int, *, threads: int = 2, limit: float = LIMIT
 ) -> dict[str, list[float]]:
     """Seconds of one call of each, `rounds` times in turn; fewer, but `LEAST`, if they take over `limit` seconds."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -41,7 +54,8 @@ def interleaved(
         began = time.perf_counter()
         for turn in range(rounds):
             for name in order:
-                time.sleep(settle)
+                if threads > 1:
+                    settle()
                 samples[name].append(_sample(calls[name], repeats[name]))
             order.append(order.pop(0))
             if turn + 1 >= LEAST and time.perf_counter() - began > limit:

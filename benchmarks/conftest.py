@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ def race(benchmark: Any, threads: int) -> Callable[[str, str, str], None]:
         benchmark.extra_info |= {"operation": operation, "case": case, "library": library}
         benchmark.extra_info |= {"threads": threads, "steps": steps, "unit": OPERATIONS[operation].unit}
         call()
-        time.sleep(compare.SETTLE)
+        compare.settle()
         if steps > 1:
             benchmark.pedantic(call, rounds=EPOCHS)
         else:

@@ -64,7 +64,7 @@ def time_point(
     work = dict.fromkeys(calls, spec.work(*spec.cases[case]) if spec.work else None)
     if grid_cases.has_ceiling(group, spec.cases[case]) and (libraries is None or "ceiling" in libraries):
         calls["ceiling"], work["ceiling"] = grid_rivals.ceiling(group, dtype, threads)
-    samples = compare.interleaved(calls, rounds, compare.SETTLE if threads > 1 else 0.0)
+    samples = compare.interleaved(calls, rounds, threads=threads)
     return {e: (statistics.median(samples[e]), work[e]) for e in calls}
 
 

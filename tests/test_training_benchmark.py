@@ -2,6 +2,8 @@
 
 import json
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -129,9 +131,23 @@ def test_the_table():
 
 
 def test_fewer_rounds_within_the_limit():
-    samples = compare.interleaved({"a call": lambda: None}, 9, settle=0.0, limit=0.0)
+    samples = compare.interleaved({"a call": lambda: None}, 9, threads=1, limit=0.0)
     assert len(samples["a call"]) == compare.LEAST
-    assert len(compare.interleaved({"a call": lambda: None}, 9, settle=0.0)["a call"]) == 9
+    assert len(compare.interleaved({"a call": lambda: None}, 9, threads=1)["a call"]) == 9
+
+
+def test_settle_waits_for_threads_that_spin():
+    end = time.perf_counter() + 0.2
+
+    def spin():
+        while time.perf_counter() < end:
+            pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    compare.settle()
+    assert time.perf_counter() >= end
+    thread.join()
 
 
 def test_figures():

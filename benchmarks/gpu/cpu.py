@@ -58,7 +58,6 @@ def compare_here(threads: int, *, quick: bool) -> list[dict[str, Any]]:
     assert found == threads, f"{found} threads instead of {threads}"
     names = [e for e in LIBRARIES if rivals.installed(e)]
     rounds = 1 if quick else ROUNDS
-    settle = compare.SETTLE if threads > 1 else 0.0
     records = []
     for sizes in PRODUCTS[:1] if quick else PRODUCTS:
         inputs = cases.product_inputs(*sizes)
@@ -67,7 +66,7 @@ def compare_here(threads: int, *, quick: bool) -> list[dict[str, Any]]:
         calls = {e: rivals.COMPARISONS["matmul"][e](**inputs) for e in names}
         for library, call in calls.items():
             checks.check_answer(call, 1, expected, spec.tolerance, f"{library}, {sizes}")
-        for library, samples in compare.interleaved(calls, rounds, settle).items():
+        for library, samples in compare.interleaved(calls, rounds, threads=threads).items():
             speed = grid_cases.flops(*sizes) / statistics.median(samples) / 1e9
             what = f"{threads} threads, {library}, matmul {grid_cases.name(*sizes)}"
             records.append({"what": what, "value": speed, "unit": "GFLOP/s", "error": 0, "check": "checks failed"})
@@ -77,7 +76,7 @@ def compare_here(threads: int, *, quick: bool) -> list[dict[str, Any]]:
             checks.check("train", library, case)
         inputs = cases.training_inputs(cases.MLP, batch, STEPS * batch)
         calls = {e: rivals.COMPARISONS["train"][e](**inputs) for e in names}
-        for library, samples in compare.interleaved(calls, rounds, settle).items():
+        for library, samples in compare.interleaved(calls, rounds, threads=threads).items():
             what = f"{threads} threads, {library}, training step, {case}"
             value = statistics.median(samples) / STEPS * 1e6
             records.append({"what": what, "value": value, "unit": "us/step", "error": 0, "check": "checks failed"})
