@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks import checks, machine, rivals
 from benchmarks.cases import OPERATIONS
 
-# Idle threads of OpenBLAS and OpenMP spin before they sleep, OpenBLAS' for 2^26 cycles (or 110 ms, on the Cascade Lake of
-# docs/performance.md), on the CPUs of the next rival: after 40 ms a step of 784-256-10 took 1.1 ms instead of 0.75.
+# Idle threads of OpenBLAS and OpenMP spin before they sleep, OpenBLAS' for 25 to 110 ms, on the CPUs of the next rival:
+# after 40 ms a step of 784-256-10 took 1.1 ms instead of 0.75.
 LOOK = 0.01  # seconds
 IDLE = 0.1  # CPUs' worth of time that an idle process takes at most
 PATIENCE = 1.0  # seconds
