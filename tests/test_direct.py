@@ -485,6 +485,22 @@ def test_large_products_from_many_threads():
 
 
 @trusted
+@pytest.mark.usefixtures("_threads")
+def test_a_layout_survives_being_declined():
+    """A product that comes while another thread's runs goes the ordinary way, and only that time."""
+    a = random((150, 160), "float32", 1), random((160, 170), "float32", 2)
+    fastnn.set_num_threads(2)
+    expected = fastnn.matmul(*a)
+    layouts.workshop().busy = True
+    try:
+        assert calls.PRODUCTS[None](*a, None, None) is None
+        np.testing.assert_array_equal(fastnn.matmul(*a), expected)
+    finally:
+        layouts.workshop().busy = False
+    np.testing.assert_array_equal(calls.PRODUCTS[None](*a, None, None), expected)
+
+
+@trusted
 @linux
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 @pytest.mark.usefixtures("_threads")

@@ -2,7 +2,7 @@
 
 Numba's front end holds Python's lock, so threads would compile one after the other.  A small network needs a dozen
 kernels; the matrix product takes as long as all others together.  It is compiled by a process of its own, which leaves
-it in the cache: a first fit takes 6.3 s instead of 10.6.
+it in the cache: a first fit takes 6.4 s instead of 10.6.
 """
 
 import subprocess

@@ -56,19 +56,21 @@ class Crowd:
         )
         self.leader = self._place()
 
-    def prepare(self, threads: int) -> None:
-        """Have helpers for jobs of that many threads."""
-        with self._turn:
-            while len(self._runs) < min(threads, MOST):
-                self._hire()
+    def prepare(self, threads: int) -> int:
+        """Have helpers for jobs of that many threads, or of `MOST`; returns of how many."""
+        threads = min(threads, MOST)
+        if len(self._runs) < threads:
+            with self._turn:
+                while len(self._runs) < threads:
+                    self._hire()
+        return threads
 
     def run(self, op: int, rate: int, threads: int, scratch: int = 0) -> bool:
         """Run the kernel of the record at `op` with the help of `threads` - 1 others; False if they are busy.
 
         A product needs `scratch` bytes for each thread.
         """
-        if len(self._runs) < threads:
-            self.prepare(threads)
+        threads = self.prepare(threads)
         if not self._turn.acquire(blocking=False):
             return False
         before = self.words[JOB]

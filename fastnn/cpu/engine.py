@@ -32,6 +32,7 @@ from fastnn.cpu.crowd import (
     MASKS,
     MOVE,
     NEXT,
+    PLACES,
     RATE,
     SEEN,
     TABLE,
@@ -107,8 +108,8 @@ def claim(run, thread):
 
 
 @device
-def make_way(run, helpers):
-    """Send the helpers to other CPUs than the caller's, if it is not where it was at the last job."""
+def make_way(run):
+    """Send all helpers to other CPUs than the caller's, if it is not where it was at the last job."""
     team = run.team
     if team[CPUS] == 0:
         return
@@ -116,7 +117,7 @@ def make_way(run, helpers):
     if cpu == team[HERE] or cpu >= team[CPUS]:
         return
     team[HERE] = cpu
-    for helper in range(1, helpers + 1):
+    for helper in range(1, team[PLACES]):
         thread = run.ready[LINE * helper + THREAD]
         if thread == 0:  # it has not started yet
             team[HERE] = -1
@@ -136,7 +137,7 @@ def together(run, helpers):
     store_release(team, FINISHED, 0)
     store_release(team, BACK, 0)
     exchange(team, NEXT, 0)  # opens the job: a helper that lingers may claim a share from here on
-    make_way(run, helpers)
+    make_way(run)
     for helper in range(1, helpers + 1):
         own = offset(run.ready, LINE * helper)
         if exchange(own, ASLEEP, 0):

@@ -83,15 +83,6 @@ def turned(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> bool:
     return a.strides[0] == a.itemsize and 8 * b.shape[1] < a.shape[0] and b.shape[1] <= blocking.MR
 
 
-def layout(
-    a: np.ndarray, b: np.ndarray, out: np.ndarray, activation: str, alpha: float, threads: int
-) -> tuple[bytes, int]:
-    """The records of a product without its addresses, and the bytes of scratch that a thread needs."""
-    strides = (*a.strides, *b.strides, *out.strides)
-    records, _, scratch = _layout(a.shape, b.shape[1], strides, out.itemsize, activation, alpha, threads)
-    return records, scratch
-
-
 def lay_out(
     memory: _Memory,
     a: np.ndarray,
@@ -104,7 +95,7 @@ def lay_out(
 ) -> tuple[Callable, int]:
     """Write the records of a product to `memory`; returns its kernel and the bytes of scratch a thread needs."""
     strides = (*a.strides, *b.strides, *out.strides)
-    records, kernel, scratch = _layout(a.shape, b.shape[1], strides, out.itemsize, activation, alpha, threads)
+    records, kernel, scratch = layout(a.shape, b.shape[1], strides, out.itemsize, activation, alpha, threads)
     memory.records[:] = records
     words = memory.words
     words[EPILOGUE] = memory.op + SLOT
@@ -120,7 +111,7 @@ C, BIAS = ((SLOT + FORWARD.offsets[field]) // 8 for field in ("c", "bias"))
 
 
 @functools.lru_cache(1024)
-def _layout(
+def layout(
     shape: tuple[int, int], n: int, strides: tuple[int, ...], size: int, activation: str, alpha: float, threads: int
 ) -> tuple[bytes, Callable, int]:
     """The records of a product without its addresses, its kernel, and the bytes of scratch a thread needs."""

@@ -14,6 +14,7 @@ from fastnn.cpu.memory import address, allocate
 from fastnn.records import LAYOUT, SLOT, WORKSHOP
 from fastnn.threads import EPOCH
 
+KEY = ("m", "n", "k", "a_row", "a_col", "b_row", "b_col", "c_row", "c_col")  # what a layout is for
 BUSY = WORKSHOP.offsets["busy"] // 8
 PLACES = 61  # products of one dtype and one activation that are kept: a prime, since sizes are often multiples of 32
 
@@ -39,7 +40,6 @@ class Workshop:
         """Have `scratch` bytes for each of that many threads, and the threads."""
         if threads > 1:
             helpers = crowd.get()
-            helpers.prepare(threads)
             threads = int(helpers.words[crowd.PLACES])
             self._set("team", address(helpers.words))
             self._set("leader", helpers.leader)
@@ -89,34 +89,32 @@ class Layouts:
         self._table = allocate(3 * SLOT * PLACES, "uint8")
         self.address = address(self._table)
 
-    def keep(
-        self,
-        a: np.ndarray,
-        b: np.ndarray,
-        out: np.ndarray,
-        bias: np.ndarray | None,
-        threads: int,
-    ) -> None:
+    def keep(self, a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, threads: int) -> None:
         """Keep how ``out = activation(a @ b + bias)`` is done."""
-        threads = min(threads, crowd.MOST)
+        if threads > 1:
+            threads = crowd.get().prepare(threads)
         swapped = immediate.turned(a, b, bias)
-        strides = [stride // out.itemsize for x in (a, b, out) for stride in x.strides]
-        shape = (len(a), b.shape[1], a.shape[1])
+        key = (len(a), b.shape[1], len(b), *(stride // out.itemsize for x in (a, b, out) for stride in x.strides))
         if swapped:
             a, b, out = b.T, a.T, out.T
-        pair, scratch = immediate.layout(a, b, out, *self._activation, threads)
+        strides = (*a.strides, *b.strides, *out.strides)
+        pair, _, scratch = immediate.layout(a.shape, b.shape[1], strides, out.itemsize, *self._activation, threads)
         workshop().provide(scratch, threads)
-        values = dict(zip(LAYOUT.fields, (0, 0, 0, 0, *shape[1:], *strides), strict=False))
+
+        values = dict(zip(KEY, key, strict=True))
         values |= {"epoch": EPOCH[0], "helpers": threads - 1, "swapped": swapped, "scratch": scratch}
-        at = 3 * SLOT * place(*shape, *strides)
+        record = bytearray(SLOT)
+        LAYOUT.pack_into(record, 0, values)
+        at = 3 * SLOT * place(*key)
         slots = memoryview(self._table)[at : at + 3 * SLOT]
-        rows = slots[:SLOT].cast("q")[LAYOUT.offsets["m"] // 8 :]
-        rows[0] = 0  # nobody starts with what is here from now on, but another thread may be at it
+        if slots[:SLOT] == record:  # it was declined because another thread's product ran
+            return
+        m = slots[:SLOT].cast("q")[LAYOUT.offsets["m"] // 8 :]
+        m[0] = 0  # nobody starts with what is here from now on, but another thread may be at it
         if workshop().busy:
             return
         slots[SLOT:] = pair
         gemm = slots[SLOT : 2 * SLOT].cast("q")
         gemm[immediate.EPILOGUE] = self.address + at + 2 * SLOT
         gemm[immediate.PLAIN] = not self._dense and out.strides[1] == out.itemsize
-        LAYOUT.pack_into(slots, 0, values)
-        rows[0] = shape[0]
+        slots[:SLOT] = record
