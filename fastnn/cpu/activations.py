@@ -44,7 +44,7 @@ from fastnn.cpu.simd import (
     stream,
 )
 from fastnn.cpu.softmax import SHORT, row_dot, row_max, softmax_columns, softmax_row
-from fastnn.cpu.spans import AHEAD, BLOCK_VECTORS, span, unaligned
+from fastnn.cpu.spans import AHEAD, BLOCK_VECTORS, load_vectors, span, unaligned
 from fastnn.records import BACKWARD, FORWARD, MAP
 
 # --- from functions of a vector to kernels ------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def sweep(f, put, fetch):
             for j in range(i + AHEAD * w, i + (AHEAD + BLOCK_VECTORS) * w, w):
                 prefetch(x, j)
                 fetch(y, j)
-            put(y, i, f(load_block(offset(x, i), 0, 1, BLOCK_VECTORS), alpha))
+            put(y, i, f(load_vectors(x, i), alpha))
             i += BLOCK_VECTORS * w
         return i
 
@@ -362,8 +362,8 @@ def softmax_gradient(op, run, step, thread):
         while done + BLOCK_VECTORS * w <= op.cols:
             for ahead in range(done + AHEAD * w, done + (AHEAD + BLOCK_VECTORS) * w, w):
                 prefetch_write(y, ahead)
-            difference = load_block(offset(g, done), 0, 1, BLOCK_VECTORS) - mean
-            store(y, done, load_block(offset(s, done), 0, 1, BLOCK_VECTORS) * difference)
+            difference = load_vectors(g, done) - mean
+            store(y, done, load_vectors(s, done) * difference)
             done += BLOCK_VECTORS * w
         for i in range(done, op.cols, w):
             store_before(y, i, op.cols, load_before(s, i, op.cols) * (load_before(g, i, op.cols) - mean))

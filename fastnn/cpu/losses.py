@@ -18,7 +18,6 @@ from fastnn.cpu.simd import (
     is_null,
     keep_first,
     lanes,
-    load_block,
     muladd,
     offset,
     select,
@@ -28,7 +27,7 @@ from fastnn.cpu.simd import (
     sum_vectors,
 )
 from fastnn.cpu.softmax import row_max, softmax_row
-from fastnn.cpu.spans import BLOCK_VECTORS
+from fastnn.cpu.spans import BLOCK_VECTORS, load_vectors
 from fastnn.cpu.vmath import exp_below_top, sigmoid
 from fastnn.records import LOSS
 
@@ -99,15 +98,15 @@ def elementwise(terms, activates):
         """A single column: rows lie side by side."""
         w = lanes(op.z)
         while first + BLOCK_VECTORS * w <= last:
-            target = load_block(offset(op.target, first), 0, 1, BLOCK_VECTORS)
-            y, value, slope = terms(load_block(offset(op.z, first), 0, 1, BLOCK_VECTORS), target)
+            target = load_vectors(op.target, first)
+            y, value, slope = terms(load_vectors(op.z, first), target)
             store(op.value, first, value)
             if activates:
                 store(op.p, first, y)
             if not is_null(op.grad):
                 scale = splat(target, op.scale)
                 if not is_null(op.weight):
-                    scale = scale * load_block(offset(op.weight, first), 0, 1, BLOCK_VECTORS)
+                    scale = scale * load_vectors(op.weight, first)
                 store(op.grad, first, slope * scale)
             first += BLOCK_VECTORS * w
         for r in range(first, last, w):
@@ -137,10 +136,10 @@ def elementwise(terms, activates):
             total = splat(z, 0)
             done = 0
             if op.cols >= BLOCK_VECTORS * w:
-                totals = splat(load_block(z, 0, 1, BLOCK_VECTORS), 0)
+                totals = splat(load_vectors(z, 0), 0)
                 while done + BLOCK_VECTORS * w <= op.cols:
-                    target = load_block(offset(t, done), 0, 1, BLOCK_VECTORS)
-                    y, value, slope = terms(load_block(offset(z, done), 0, 1, BLOCK_VECTORS), target)
+                    target = load_vectors(t, done)
+                    y, value, slope = terms(load_vectors(z, done), target)
                     totals = totals + value
                     if activates:
                         store(p, done, y)

@@ -7,7 +7,7 @@ epilogue the gradient is the tile of a product that is still in the first-level 
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.simd import lanes, load_block, muladd, offset, prefetch, prefetch_write, splat, store, store_block
-from fastnn.cpu.spans import AHEAD, BLOCK_VECTORS, span, unaligned
+from fastnn.cpu.spans import AHEAD, BLOCK_VECTORS, load_vectors, span, unaligned
 from fastnn.cpu.vmath import divide_by_root, over_root
 from fastnn.records import UPDATE
 
@@ -193,10 +193,10 @@ def make_flat(constants, update, states):
                     prefetch_write(s0, ahead)
                 if states > 1:
                     prefetch_write(s1, ahead)
-            gradient = load_block(offset(g, i), 0, 1, BLOCK_VECTORS)
-            m = load_block(offset(s0, i), 0, 1, BLOCK_VECTORS) if states > 0 else gradient
-            v = load_block(offset(s1, i), 0, 1, BLOCK_VECTORS) if states > 1 else gradient
-            new, m, v = update(c, load_block(offset(p, i), 0, 1, BLOCK_VECTORS), m, v, gradient)
+            gradient = load_vectors(g, i)
+            m = load_vectors(s0, i) if states > 0 else gradient
+            v = load_vectors(s1, i) if states > 1 else gradient
+            new, m, v = update(c, load_vectors(p, i), m, v, gradient)
             store(p, i, new)
             if states > 0:
                 store(s0, i, m)
@@ -215,7 +215,7 @@ def make_flat(constants, update, states):
             ragged(i, i + head, c, p, s0, s1, g)
         i += head
         if i + BLOCK_VECTORS * lanes(p) <= end:
-            i = blocks(i, end, constants(op, run.rate, step, load_block(p, 0, 1, BLOCK_VECTORS)), p, s0, s1, g)
+            i = blocks(i, end, constants(op, run.rate, step, load_vectors(p, 0)), p, s0, s1, g)
         for k in range(i, end, lanes(p)):
             ragged(k, end, c, p, s0, s1, g)
 

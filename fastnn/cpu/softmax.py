@@ -28,7 +28,7 @@ from fastnn.cpu.simd import (
     transpose_block,
     transpose_corner,
 )
-from fastnn.cpu.spans import BLOCK_VECTORS
+from fastnn.cpu.spans import BLOCK_VECTORS, load_vectors
 from fastnn.cpu.vmath import BOTTOM, exp_below_top
 
 SHORT = 2  # vectors of a row that is transposed at most
@@ -70,9 +70,9 @@ def softmax_row(x, y, cols, top):
     total = last
     done = 0
     if whole >= BLOCK_VECTORS * w:
-        totals = splat(load_block(x, 0, 1, BLOCK_VECTORS), 0.0)
+        totals = splat(load_vectors(x, 0), 0.0)
         while done + BLOCK_VECTORS * w <= whole:
-            e = exp_below_top(load_block(offset(x, done), 0, 1, BLOCK_VECTORS) - top)
+            e = exp_below_top(load_vectors(x, done) - top)
             totals = totals + e
             store(y, done, e)
             done += BLOCK_VECTORS * w
@@ -96,10 +96,10 @@ def row_dot(x, y, cols):
     total = splat(x, 0.0)
     done = 0
     if cols >= BLOCK_VECTORS * w:
-        totals = splat(load_block(x, 0, 1, BLOCK_VECTORS), 0.0)
+        totals = splat(load_vectors(x, 0), 0.0)
         while done + BLOCK_VECTORS * w <= cols:
-            left = load_block(offset(x, done), 0, 1, BLOCK_VECTORS)
-            totals = muladd(left, load_block(offset(y, done), 0, 1, BLOCK_VECTORS), totals)
+            left = load_vectors(x, done)
+            totals = muladd(left, load_vectors(y, done), totals)
             done += BLOCK_VECTORS * w
         total = sum_vectors(totals)
     for i in range(done, cols, w):
@@ -123,7 +123,7 @@ def softmax_columns(x, y, ld, rows, cols, memory, block):
         tops = load_block(block, 0, BLOCK_VECTORS, 1)
         totals = splat(tops, 0.0)
         for j in range(0, done, BLOCK_VECTORS):
-            e = exp_below_top(load_block(offset(memory, j * w), 0, 1, BLOCK_VECTORS) - tops)
+            e = exp_below_top(load_vectors(memory, j * w) - tops)
             totals = totals + e
             store(memory, j * w, e)
         total = sum_vectors(totals)

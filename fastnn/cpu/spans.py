@@ -16,13 +16,19 @@ What they do, and what it gave (float32, one thread, AVX-512; relu and sigmoid, 
 from fastnn.cpu import target
 from fastnn.cpu.jit import device
 from fastnn.cpu.share import share
-from fastnn.cpu.simd import integer, lanes
+from fastnn.cpu.simd import integer, lanes, load_block, offset
 
 LINE = 64  # bytes of a cache line
 VECTOR = target.host().simd_bits // 8  # bytes of a vector
 AHEAD = 2048 // VECTOR  # vectors from the ones that are used to the ones that are fetched
 BLOCK_VECTORS = 4  # eight need more registers than there are
 BLOCK = 64  # elements: whole vectors and whole cache lines, so that no two threads write the same line
+
+
+@device
+def load_vectors(x, i):
+    """The block of `BLOCK_VECTORS` vectors at ``x[i]``."""
+    return load_block(offset(x, i), 0, 1, BLOCK_VECTORS)
 
 
 @device
