@@ -109,10 +109,10 @@ def test_one_row(layout, dtype):
 
 
 def test_one_row_has_kernels_of_its_own():
-    assert blocking.product(1, 640, 1, 1) == "gemv.gemv_rows"
-    assert blocking.product(1, 1, 640, 1) == "gemv.gemv_columns"
-    assert blocking.product(1, 1, 640, 3) == "gemm.gemm"  # a dot product would read A's gaps
-    assert blocking.product(2, 640, 1, 1) == "gemm.gemm"
+    assert blocking.product(1, 9, 9, 1, 640, 1) == "gemv.gemv_rows"
+    assert blocking.product(1, 9, 9, 1, 1, 640) == "gemv.gemv_columns"
+    assert blocking.product(1, 9, 9, 3, 1, 640) == "gemm.gemm"  # a dot product would read A's gaps
+    assert blocking.product(2, 9, 9, 1, 640, 1) == "gemm.gemm"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

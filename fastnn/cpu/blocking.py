@@ -152,6 +152,11 @@ def by_rows(m: int, n: int, k: int, dtype: str, threads: int) -> bool:
     return m >= threads * MR and (small or n <= m)
 
 
+def whole(k: int) -> dict[str, int]:
+    """As `blocks`, for a product that is not cut (`fastnn.cpu.small`)."""
+    return {"kc": k, "panels": 1, "kept": 0, "partial": MR, "copy": 0}
+
+
 def scratch(dtype: str, cut: dict[str, int]) -> int:
     """Elements one thread needs for a product: panels of B, partial tiles and a block of A, in cache lines."""
     nr = columns(dtype)
@@ -161,13 +166,13 @@ def scratch(dtype: str, cut: dict[str, int]) -> int:
     return max(-(-size // 64) * 64, 16 * CPU.lanes(dtype))
 
 
-def product(m: int, b_row: int, b_col: int, a_col: int) -> str:
-    """Which kernel computes a product of m rows, by the strides of its operands."""
+def product(m: int, n: int, k: int, a_col: int, b_row: int, b_col: int, *, alone: bool = False) -> str:
+    """Which kernel computes a product, by its shape, the strides of its operands and whether one thread does it."""
     if m == 1 and b_col == 1:
         return "gemv.gemv_rows"
     if m == 1 and b_row == 1 and a_col == 1:
         return "gemv.gemv_columns"
-    return "gemm.gemm"
+    return "small.fused" if alone and m * n * k <= SMALL else "gemm.gemm"
 
 
 def pad(n: int, dtype: str) -> int:

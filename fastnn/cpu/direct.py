@@ -339,7 +339,7 @@ def product(own, arguments, count):
     gemm.kernel = own_product.tiled
     if m == 1 and gemm.b_col == 1 and k * n > SMALL_ROW:
         gemm.kernel = own_product.rows
-    elif m * n * k <= SMALL and gemm.b_col == 1 and (forward.c_col == 1 or own_product.dense):
+    elif m * n * k <= SMALL and (deep == 1 if own_product.dense else gemm.b_col == 1 and gemm.plain):
         gemm.kernel = own_product.small
     elif m == 1 and gemm.b_row == 1 and gemm.a_col == 1:
         gemm.kernel = own_product.columns

@@ -47,24 +47,19 @@ def _int(op: Op, field: str) -> int:
     return value
 
 
-def kernel_of(op: Op) -> str:
-    """The kernel that computes an operation: for a product it depends on the shape."""
-    if op.record is not GEMM:
-        return op.kernel
-    return blocking.product(_int(op, "m"), _int(op, "b_row"), _int(op, "b_col"), _int(op, "a_col"))
-
-
 def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
     """Name and dtype of all kernels of a program."""
     for op in program.ops:
-        yield kernel_of(op), dtype
+        yield op.kernel, dtype
         if op.epilogue is not None:
-            yield kernel_of(op.epilogue), dtype
+            yield op.epilogue.kernel, dtype
 
 
 def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     """How a product is divided into blocks and tasks."""
     m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
+    if op.kernel == "small.fused":
+        return blocking.whole(k)
     strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
@@ -72,12 +67,17 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
 
 
 def divide(program: Program, dtype: str, threads: int) -> None:
-    """Decide which products are divided by rows of the batch, and where the threads must wait for each other."""
+    """Choose the kernels of products, which of them are divided by rows of the batch, and where threads must wait."""
     for op in program.ops:
+        if op.record is not GEMM:
+            continue
+        m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
+        strides = _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
+        op.kernel = blocking.product(m, n, k, *strides, alone=threads == 1)
         if op.batch == "m":
-            op.by_rows = blocking.by_rows(_int(op, "m"), _int(op, "n"), _int(op, "k"), dtype, threads)
+            op.by_rows = blocking.by_rows(m, n, k, dtype, threads)
         elif op.batch == "n":
-            op.by_rows = kernel_of(op) == "gemv.gemv_columns"
+            op.by_rows = op.kernel == "gemv.gemv_columns"
     schedule(program.ops)
 
 
@@ -110,7 +110,7 @@ class Table:
 
     def _put(self, slot: int, op: Op, extra: Mapping[str, int | float | Ref]) -> None:
         values: dict[str, int | float] = {
-            "kernel": loader.address(kernel_of(op), self.dtype),
+            "kernel": loader.address(op.kernel, self.dtype),
             "barrier": int(op.barrier),
         }
         for name, value in {**op.fields, **extra}.items():

@@ -1,23 +1,30 @@
-"""The product of small matrices, C = epilogue(A B), where rows of B are contiguous: without copies.
+"""The product of small matrices, C = epilogue(A B), by one thread.
 
 `fastnn.cpu.gemm` cuts and packs for the caches; where all operands are in the first two levels that takes longer than
-it saves.  Here the tiles of all rows have one height, their ragged ends are masked, and a plain product is written from
-the registers to C.  The sums are those of `fastnn.cpu.gemm` as long as one block holds all of k: the bits are the same.
+it saves.  The sums are those of `fastnn.cpu.gemm` as long as one block holds all of k: the bits are the same.
+
+=========  ==========================================================================================
+`plain`    rows of B are contiguous and the epilogue does nothing: written from the registers to C
+`fused`    any strides, any epilogue; what a step of a small network consists of
+=========  ==========================================================================================
 """
 
 from fastnn.cpu.blocking import MR
+from fastnn.cpu.gemm import FEW, pack_panel
 from fastnn.cpu.jit import device, kernel
-from fastnn.cpu.share import share, worker
 from fastnn.cpu.simd import (
     call_epilogue,
     lanes,
     load,
     load_first,
+    load_tile,
     offset,
     rank1,
     reference,
     row_offsets,
+    row_offsets_within,
     store_rows,
+    store_tile,
     zeros_tile,
 )
 from fastnn.records import FORWARD, GEMM
@@ -27,21 +34,19 @@ TALL = min(MR, 8)  # 8 rows of two vectors are 16 sums at once: more than the CP
 as_forward = reference(FORWARD)
 
 
-def make_tiles(height, vectors, plain):
+def make_plain_tiles(height, vectors):
     """All rows, at least `height`, of the `cols` columns from j on, which are one vector or two."""
 
     @device
-    def tiles(op, run, step, thread, j, cols):
+    def tiles(op, j, cols):
         w = lanes(op.a)
         b, forward = offset(op.b, j), as_forward(op.epilogue, op)
-        c = offset(forward.c, j)
-        scratch = offset(op.scratch, worker(run, thread) * op.scratch_stride)
+        c, c_row = offset(forward.c, j), forward.c_row
         offsets = row_offsets(op.a_row, height)
-        first, last = share((op.m + height - 1) // height, thread, run.threads)
-        for block in range(first, last):
+        for start in range(0, op.m, height):
             # The last tile may overlap the one before and compute its rows once more: that is as fast as fewer rows,
             # since each row is a chain of dependent sums.
-            r = min(block * height, op.m - height)
+            r = min(start, op.m - height)
             a = offset(op.a, r * op.a_row)
             left = zeros_tile(op.a, height, 1)
             right = left
@@ -52,49 +57,90 @@ def make_tiles(height, vectors, plain):
                     right = rank1(right, offset(a, p * op.a_col), offsets, (load_first(b, at + w, cols - w),))
                 else:
                     left = rank1(left, offset(a, p * op.a_col), offsets, (load_first(b, at, cols),))
-            if plain:
-                to, to_row, near, far = offset(c, r * forward.c_row), forward.c_row, min(w, cols), cols - w
-            else:
-                to, to_row, near, far = scratch, vectors * w, w, w
-            store_rows(left, to, to_row, near)
+            to = offset(c, r * c_row)
+            store_rows(left, to, c_row, min(w, cols))
             if vectors == 2:
-                store_rows(right, offset(to, w), to_row, far)
-            if not plain:
-                call_epilogue(op, run, step, to, to_row, r, j, height, cols)
+                store_rows(right, offset(to, w), c_row, cols - w)
 
     return tiles
 
 
-def make_columns(vectors, plain):
-    tall, four, one = (make_tiles(height, vectors, plain) for height in (TALL, 4, 1))
+def make_plain_columns(vectors):
+    tall, four, one = (make_plain_tiles(height, vectors) for height in (TALL, 4, 1))
 
     @device
-    def columns(op, run, step, thread, j, cols):
+    def columns(op, j, cols):
         if op.m >= TALL:
-            tall(op, run, step, thread, j, cols)
+            tall(op, j, cols)
         elif op.m >= 4:
-            four(op, run, step, thread, j, cols)
+            four(op, j, cols)
         else:
-            one(op, run, step, thread, j, cols)
+            one(op, j, cols)
 
     return columns
 
 
-def make_product(plain):
-    wide, narrow = make_columns(2, plain), make_columns(1, plain)
+plain_wide, plain_narrow = make_plain_columns(2), make_plain_columns(1)
 
-    @kernel(GEMM)
-    def product(op, run, step, thread):
-        w = lanes(op.a)
-        for j in range(0, op.n, 2 * w):
-            cols = min(2 * w, op.n - j)
-            if cols > w:
-                wide(op, run, step, thread, j, cols)
+
+@kernel(GEMM)
+def plain(op, run, step, thread):
+    w = lanes(op.a)
+    for j in range(0, op.n, 2 * w):
+        cols = min(2 * w, op.n - j)
+        if cols > w:
+            plain_wide(op, j, cols)
+        else:
+            plain_narrow(op, j, cols)
+
+
+def make_tile(height, vectors):
+    @device
+    def multiply(a, offsets, a_col, b, b_row, k, tile):
+        c = zeros_tile(a, height, vectors)
+        for p in range(k):
+            c = rank1(c, offset(a, p * a_col), offsets, load_tile(offset(b, p * b_row), 1, vectors))
+        store_tile(c, tile)
+
+    return multiply
+
+
+def make_panel(vectors):
+    """All rows of the `cols` columns from j on; B has as many columns as the vectors have lanes."""
+    tall, few = make_tile(TALL, vectors), make_tile(FEW, vectors)
+
+    @device
+    def panel(op, run, step, b, b_row, tile, j, cols):
+        k, a_row, a_col = op.k, op.a_row, op.a_col
+        offsets = row_offsets(a_row, TALL)
+        for i in range(0, op.m, TALL):
+            a, rows = offset(op.a, i * a_row), min(op.m - i, TALL)
+            if rows == TALL:
+                tall(a, offsets, a_col, b, b_row, k, tile)
+            elif rows > FEW:
+                tall(a, row_offsets_within(a_row, TALL, rows), a_col, b, b_row, k, tile)
             else:
-                narrow(op, run, step, thread, j, cols)
+                few(a, row_offsets_within(a_row, FEW, rows), a_col, b, b_row, k, tile)
+            call_epilogue(op, run, step, tile, vectors * lanes(op.a), i, j, rows, cols)
 
-    return product
+    return panel
 
 
-plain = make_product(True)  # the epilogue has no bias and no activation, and rows of C are contiguous
-fused = make_product(False)
+wide, narrow = make_panel(2), make_panel(1)
+
+
+@kernel(GEMM)
+def fused(op, run, step, thread):
+    w = lanes(op.a)
+    tile = offset(op.scratch, op.k * 2 * w)
+    for j in range(0, op.n, 2 * w):
+        cols = min(2 * w, op.n - j)
+        width = 2 * w if cols > w else w
+        b, b_row = offset(op.b, j * op.b_col), op.b_row
+        if op.b_col != 1 or cols < width:
+            pack_panel(b, b_row, op.b_col, op.k, cols, width, op.scratch)
+            b, b_row = op.scratch, width
+        if cols > w:
+            wide(op, run, step, b, b_row, tile, j, cols)
+        else:
+            narrow(op, run, step, b, b_row, tile, j, cols)
