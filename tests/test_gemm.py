@@ -113,6 +113,46 @@ def test_one_row_has_kernels_of_its_own():
     assert blocking.product(1, 9, 9, 1, 1, 640) == "gemv.gemv_columns"
     assert blocking.product(1, 9, 9, 3, 1, 640) == "gemm.gemm"  # a dot product would read A's gaps
     assert blocking.product(2, 9, 9, 1, 640, 1) == "gemm.gemm"
+    assert blocking.product(2, 9, 9, 1, 640, 1, alone=True) == "small.fused"
+    assert blocking.product(128, 256, 784, 1, 256, 1, alone=True) == "gemm.gemm"
+
+
+# --- small products, by one thread ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_small_fused(monkeypatch):
+    """Every product by the kernel of small networks."""
+    general = blocking.product
+    monkeypatch.setattr(blocking, "product", lambda *shape: general(*shape, alone=True))
+    monkeypatch.setattr(blocking, "blocks", lambda m, n, k, *how: {**blocking.whole(k), "pack": 0})
+    immediate.layout.cache_clear()
+    yield
+    immediate.layout.cache_clear()
+
+
+@linux
+@pytest.mark.usefixtures("by_small_fused")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [0, 1, 4, 5, 8, 9, 13, 31])
+def test_small_edges(m, dtype):
+    w, nr, _ = widths(dtype)
+    choices = itertools.cycle(itertools.product(LAYOUTS, LAYOUTS, LAYOUTS, (True, False), ENDS))
+    for n, k in itertools.product((0, 1, w - 1, w, w + 1, nr, nr + 1, 2 * nr + 3), (0, 1, 2, w + 1, 3 * w)):
+        for *layouts, with_bias, end in itertools.islice(choices, 9):
+            bias = random(n, dtype, 3) if with_bias else None
+            check(random((m, k), dtype, 1), random((k, n), dtype, 2), layouts, bias, end)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_small_has_the_bits_of_gemm(layout, dtype, request):
+    a, b, bias = random((21, 1300), dtype, 1), place(random((1300, 35), dtype, 2), layout).array, random(35, dtype, 3)
+    general, small = np.empty((21, 35), dtype), np.empty((21, 35), dtype)
+    immediate.gemm(a, b, general, bias, "tanh", 0.0, 1)
+    request.getfixturevalue("by_small_fused")
+    immediate.gemm(a, b, small, bias, "tanh", 0.0, 1)
+    assert general.tobytes() == small.tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
