@@ -57,14 +57,14 @@ def forward(f):
     def apply(op, run, step, tile, tile_row, i, j, rows, cols):
         # tile: rows x cols, rows contiguous and padded to whole vectors; c: element strides c_row and c_col
         w = lanes(tile)
+        # In locals, since stores to c might change the record.
+        row, col, alpha, one_bias = op.c_row, op.c_col, op.alpha, op.one_bias
+        bias, c = op.bias, offset(op.c, i * op.c_row + j * op.c_col)
         done = 0  # rows
-        if cols == NV * w and op.c_col == 1 and not op.one_bias:
-            # In locals, since stores to c might change the record.
-            row, alpha = op.c_row, op.alpha
-            c = offset(op.c, i * row + j)
+        if cols == NV * w and col == 1 and not one_bias:
             biases = splat(load_block(tile, 0, 2, NV), 0.0)
-            if not is_null(op.bias):
-                biases = load_block(offset(op.bias, j), 0, 2, NV)
+            if not is_null(bias):
+                biases = load_block(offset(bias, j), 0, 2, NV)
             while done + 2 <= rows:
                 x = load_block(offset(tile, done * tile_row), tile_row, 2, NV)
                 store_block(offset(c, done * row), row, 2, f(x + biases, alpha))
@@ -72,19 +72,18 @@ def forward(f):
             if done == rows:
                 return
         for q in range(0, cols, w):
-            bias = splat(tile, 0.0)
-            if not is_null(op.bias):
-                bias = splat(tile, op.bias[0]) if op.one_bias else load_before(op.bias, j + q, j + cols)
+            term = splat(tile, 0.0)
+            if not is_null(bias):
+                term = splat(tile, bias[0]) if one_bias else load_before(bias, j + q, j + cols)
             for r in range(done, rows):
                 at = r * tile_row + q
-                y = f(load(tile, at) + bias, op.alpha)
-                c = offset(op.c, (i + r) * op.c_row + j * op.c_col)
-                if op.c_col == 1:
-                    store_before(c, q, cols, y)
+                y = f(load(tile, at) + term, alpha)
+                if col == 1:
+                    store_before(offset(c, r * row), q, cols, y)
                 else:
                     store(tile, at, y)  # the tile is ours: no one reads it after its epilogue
                     for p in range(min(w, cols - q)):
-                        c[(q + p) * op.c_col] = tile[at + p]
+                        c[r * row + (q + p) * col] = tile[at + p]
 
     return apply
 
@@ -96,19 +95,19 @@ def backward(slope):
     def apply(op, run, step, tile, tile_row, i, j, rows, cols):
         # tile as above; c and y: leading dimension c_row, rows contiguous
         w = lanes(tile)
+        row, alpha, start = op.c_row, op.alpha, i * op.c_row + j
+        c, outputs = offset(op.c, start), offset(op.y, start)
         if cols == NV * w:
-            row, alpha, start = op.c_row, op.alpha, i * op.c_row + j
-            c, outputs = offset(op.c, start), offset(op.y, start)
             for r in range(rows):
                 for q in range(0, NV * w, w):
                     y = load(outputs, r * row + q)
                     store(c, r * row + q, load(tile, r * tile_row + q) * slope(y, alpha))
             return
         for r in range(rows):
-            start = (i + r) * op.c_row + j
+            at = r * row
             for q in range(0, cols, w):
-                y = load_before(op.y, start + q, start + cols)
-                store_before(op.c, start + q, start + cols, load(tile, r * tile_row + q) * slope(y, op.alpha))
+                y = load_before(outputs, at + q, at + cols)
+                store_before(c, at + q, at + cols, load(tile, r * tile_row + q) * slope(y, alpha))
 
     return apply
 

@@ -27,19 +27,18 @@ LINE = 64  # bytes of a cache line
 
 
 @device
-def source_row(index, step, step_rows, r):
-    """Which row of the user's array is row r of this step's batch."""
-    row = step * step_rows + r
+def source_row(index, row):
+    """Which row of the user's array is row `row` of this run."""
     return row if is_null(index) else index[row]
 
 
 @device
-def fetch(op, x, step, r, size):
-    """Start fetching row r of a step: rows in random order are nothing that the CPU foresees."""
-    source = offset(x, source_row(op.index, step, op.step_rows, r) * op.x_row)
-    for c in range(0, min(op.cols, FETCHED * LINE // size), LINE // size):
+def fetch(x, at, cols, size):
+    """Start fetching the row at ``x[at]``: rows in random order are nothing that the CPU foresees."""
+    source = offset(x, at)
+    for c in range(0, min(cols, FETCHED * LINE // size), LINE // size):
         prefetch(source, c)
-    prefetch(source, op.cols - 1)
+    prefetch(source, cols - 1)
 
 
 @device
@@ -48,25 +47,27 @@ def gather(op, x, size, run, step, thread):
     first, last = share(op.rows, thread, run.threads)
     w = lanes(op.out)
     # In locals, since stores to out might change the record.
-    cols, x_row, x_col, ld = op.cols, op.x_row, op.x_col, op.ld
+    cols, x_row, x_col, ld, index = op.cols, op.x_row, op.x_col, op.ld, op.index
     scale, shift = splat(op.out, op.scale), splat(op.out, op.offset)
     factor, term = first_lane(scale), first_lane(shift)
+    here, following = step * op.step_rows, (step + 1) * op.step_rows
+    out = offset(op.out, first * ld)
     if cols == 1 or x_col != 1:
         for r in range(first, last):
-            source = offset(x, source_row(op.index, step, op.step_rows, r) * x_row)
+            source = offset(x, source_row(index, here + r) * x_row)
             for c in range(cols):
-                op.out[r * ld + c] = scalar_like(op.out, source[c * x_col]) * factor + term
+                out[c] = scalar_like(out, source[c * x_col]) * factor + term
+            out = offset(out, ld)
         return
     # Rows are fetched a step before they are needed, as long as the next one is known and has as many.
     if step == run.first:
         for r in range(first, last):
-            fetch(op, x, step, r, size)
+            fetch(x, source_row(index, here + r) * x_row, cols, size)
     more = step + 1 < run.stop and step + 1 != run.short_step
     for r in range(first, last):
         if more:
-            fetch(op, x, step + 1, r, size)
-        source = offset(x, source_row(op.index, step, op.step_rows, r) * x_row)
-        out = offset(op.out, r * ld)
+            fetch(x, source_row(index, following + r) * x_row, cols, size)
+        source = offset(x, source_row(index, here + r) * x_row)
         for c in range(0, cols - w + 1, w):
             store(out, c, load_numbers(source, c, out) * scale + shift)
         if cols < w:
@@ -74,6 +75,7 @@ def gather(op, x, size, run, step, thread):
         elif cols % w:
             # The last vector overlaps the one before: a masked one would wait for the line behind the row, too.
             store(out, cols - w, load_numbers(source, cols - w, out) * scale + shift)
+        out = offset(out, ld)
 
 
 @kernel(GATHER)
@@ -94,8 +96,9 @@ def gather_uint8(op, run, step, thread):
 @kernel(LABELS)
 def gather_labels(op, run, step, thread):
     first, last = share(op.rows, thread, run.threads)
+    out, labels, index, here = op.out, op.labels, op.index, step * op.step_rows
     for r in range(first, last):
-        op.out[r] = op.labels[source_row(op.index, step, op.step_rows, r)]
+        out[r] = labels[source_row(index, here + r)]
 
 
 @kernel(SCATTER)

@@ -7,6 +7,8 @@ from fastnn.cpu.simd import is_null
 @device
 def share(tasks, thread, threads):
     """The tasks of one thread: [first, last)."""
+    if threads == 1:
+        return 0, tasks  # without the divisions, which take longer than some kernels' work
     return tasks * thread // threads, tasks * (thread + 1) // threads
 
 
