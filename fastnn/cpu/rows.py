@@ -34,7 +34,10 @@ def source_row(index, row):
 
 @device
 def fetch(x, at, cols, size):
-    """Start fetching the row at ``x[at]``: rows in random order are nothing that the CPU foresees."""
+    """Start fetching the row at ``x[at]``: rows in random order are nothing that the CPU foresees.
+
+    `cols` is at least a vector, since a load waits for all the lines that its vector touches, masked or not.
+    """
     source = offset(x, at)
     for c in range(0, min(cols, FETCHED * LINE // size), LINE // size):
         prefetch(source, c)
@@ -59,14 +62,15 @@ def gather(op, x, size, run, step, thread):
                 out[c] = scalar_like(out, source[c * x_col]) * factor + term
             out = offset(out, ld)
         return
+    touched = max(cols, w)
     # Rows are fetched a step before they are needed, as long as the next one is known and has as many.
     if step == run.first:
         for r in range(first, last):
-            fetch(x, source_row(index, here + r) * x_row, cols, size)
+            fetch(x, source_row(index, here + r) * x_row, touched, size)
     more = step + 1 < run.stop and step + 1 != run.short_step
     for r in range(first, last):
         if more:
-            fetch(x, source_row(index, following + r) * x_row, cols, size)
+            fetch(x, source_row(index, following + r) * x_row, touched, size)
         source = offset(x, source_row(index, here + r) * x_row)
         for c in range(0, cols - w + 1, w):
             store(out, c, load_numbers(source, c, out) * scale + shift)
