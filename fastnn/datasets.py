@@ -93,7 +93,8 @@ class mnist:
 
         Each file is looked for in the directory that the environment variable ``FASTNN_DATA`` names (in it or in its
         ``mnist`` folder, compressed or not), then in the user's cache directory (``FASTNN_CACHE_DIR`` moves it), then
-        downloaded into that cache.  Wherever it comes from, its content must have the known hash.
+        downloaded into that cache.  Wherever it comes from, its content must have the known hash.  What had to be
+        decompressed is kept in the cache as it is then (55 MB), which is read in a quarter of the time.
 
         Returns
         -------
@@ -116,13 +117,13 @@ class mnist:
         return (x_train, y_train), (x_test, y_test)
 
 
-def _array(data: bytearray) -> Images:
+def _array(data: Images) -> Images:
     """The array in an IDX file of bytes: two zeros, type 8, number of dimensions, big-endian sizes, elements."""
-    shape = struct.unpack_from(f">{data[3]}I", data, 4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+    dims = int(data[3])
+    return data[4 + 4 * dims :].reshape(struct.unpack_from(f">{dims}I", data, 4))
 
 
-def _content(name: str) -> bytearray:
+def _content(name: str) -> Images:
     """The checked, uncompressed content of one file of MNIST."""
     cache = _cache_folder()
     own = os.environ.get("FASTNN_DATA")
@@ -131,7 +132,7 @@ def _content(name: str) -> bytearray:
         for path in (folder / f"{name}.gz", folder / name):
             if path.is_file():
                 advice = "replace it, or unset FASTNN_DATA" if users else "delete it, and it is downloaded again"
-                return _check(name, path.read_bytes(), str(path), advice)
+                return _read(name, path, advice)
     failures = []
     for mirror in MNIST_MIRRORS:
         url = f"{mirror}{name}.gz"
@@ -141,7 +142,7 @@ def _content(name: str) -> bytearray:
         except (OSError, DatasetError) as error:
             failures.append(f"  {url}: {error}")
             continue
-        _store(cache / f"{name}.gz", packed)
+        _store(cache / f"{name}.gz", packed, "downloaded")
         return data
     looked = ", ".join(str(folder) for folder, _ in (*places, (cache, False)))
     raise DatasetError(
@@ -151,7 +152,30 @@ def _content(name: str) -> bytearray:
     )
 
 
-def _check(name: str, data: bytes, source: str, advice: str) -> bytearray:
+def _read(name: str, path: Path, advice: str) -> Images:
+    """The checked content of the file at `path`; if it is compressed, and was read before, from the copy in the cache.
+
+    A copy is trusted, without its hash, if it has the length and the CRC-32 that end the compressed file (RFC 1952).
+    """
+    if path.suffix != ".gz":
+        return _check(name, path.read_bytes(), str(path), advice)
+    copy = _cache_folder() / "decompressed" / name
+    try:
+        with path.open("rb") as file:
+            file.seek(-8, os.SEEK_END)
+            crc, size = struct.unpack("<2I", file.read())
+        if copy.stat().st_size == size:
+            content = np.fromfile(copy, np.uint8)
+            if zlib.crc32(content) == crc:
+                return content
+    except OSError:  # there is no copy, or `path` is too short: that is told below
+        pass
+    content = _check(name, path.read_bytes(), str(path), advice)
+    _store(copy, content.data, "decompressed")
+    return content
+
+
+def _check(name: str, data: bytes, source: str, advice: str) -> Images:
     """Decompress `data` where it is compressed, and see that it is the file `name` of MNIST."""
     stream = gzip.GzipFile(fileobj=io.BytesIO(data)) if data[:2] == b"\x1f\x8b" else io.BytesIO(data)
     content, digest = bytearray(), hashlib.sha256()
@@ -169,7 +193,7 @@ def _check(name: str, data: bytes, source: str, advice: str) -> bytearray:
             f"{source} is not MNIST's {name}: the SHA-256 of its content is {actual}, expected {MNIST_FILES[name]}; "
             f"{advice}."
         )
-    return content
+    return np.frombuffer(content, np.uint8)
 
 
 def _cache_folder() -> Path:
@@ -186,8 +210,8 @@ def _fetch(url: str) -> bytes:
     return packed.getvalue()
 
 
-def _store(path: Path, data: bytes) -> None:
-    """Keep a download; a concurrent reader sees the whole file or none."""
+def _store(path: Path, data: bytes | memoryview, how: str) -> None:
+    """Keep what took time to get; a concurrent reader sees the whole file or none."""
     part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +221,7 @@ def _store(path: Path, data: bytes) -> None:
         os.replace(part, path)
     except OSError as error:
         warnings.warn(
-            f"fastnn cannot keep {path.name} in {path.parent} ({error.strerror or error}): it will be downloaded again "
+            f"fastnn cannot keep {path.name} in {path.parent} ({error.strerror or error}): it will be {how} again "
             "next time. Set FASTNN_CACHE_DIR to a writable directory.",
             RuntimeWarning,
             stacklevel=2,

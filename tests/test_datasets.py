@@ -111,7 +111,53 @@ def test_mnist_from_fastnn_data(small, tmp_path, monkeypatch, packed, below):
     small.write(tmp_path / "data" / below, packed=packed)
     monkeypatch.setenv("FASTNN_DATA", str(tmp_path / "data"))
     small.check()
-    assert not small.cache.exists()
+    assert small.cache.exists() == packed
+
+
+def test_what_was_decompressed_is_read_again(small, tmp_path, monkeypatch):
+    small.write(tmp_path, packed=True)
+    monkeypatch.setenv("FASTNN_DATA", str(tmp_path))
+    small.check()
+    assert {p.name: p.read_bytes() for p in (small.cache / "decompressed").iterdir()} == small.files
+    monkeypatch.setattr(gzip, "GzipFile", None)
+    small.check()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "shorter", "gone"])
+def test_a_damaged_copy_is_replaced(small, damage):
+    small.write(small.cache, packed=True)
+    small.check()
+    copy = small.cache / "decompressed" / "train-images-idx3-ubyte"
+    whole = copy.read_bytes()
+    if damage == "flipped":
+        copy.write_bytes(whole[:999] + bytes([whole[999] ^ 1]) + whole[1000:])
+    elif damage == "shorter":
+        copy.write_bytes(whole[:-1])
+    else:
+        copy.unlink()
+    small.check()
+    assert copy.read_bytes() == whole
+
+
+def test_a_copy_does_not_stand_for_other_data(small, tmp_path, monkeypatch):
+    """FASTNN_DATA names a file that is not MNIST's: that is an error, whatever the cache holds."""
+    small.write(small.cache, packed=True)
+    small.check()
+    small.write(tmp_path, packed=True)
+    other = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    other.write_bytes(gzip.compress(b"fashion"))
+    monkeypatch.setenv("FASTNN_DATA", str(tmp_path))
+    with pytest.raises(DatasetError, match="t10k-labels"):
+        mnist.load_data()
+
+
+def test_a_copy_that_cannot_be_kept(small, tmp_path, monkeypatch):
+    small.write(tmp_path, packed=True)
+    monkeypatch.setenv("FASTNN_DATA", str(tmp_path))
+    small.cache.parent.mkdir(parents=True)
+    small.cache.write_text("a file where the folder should be")
+    with pytest.warns(RuntimeWarning, match="it will be decompressed again .* FASTNN_CACHE_DIR"):
+        small.check()
 
 
 def test_fastnn_data_comes_before_the_cache(small, tmp_path, monkeypatch):
@@ -134,7 +180,7 @@ def test_mnist_is_downloaded_once_into_the_cache(small, monkeypatch):
     small.check()
     small.check()
     assert mirrors.asked == [f"{datasets.MNIST_MIRRORS[0]}{name}.gz" for name in SHAPES]
-    assert sorted(p.name for p in small.cache.iterdir()) == sorted(f"{name}.gz" for name in SHAPES)
+    assert sorted(p.name for p in small.cache.glob("*.gz")) == sorted(f"{name}.gz" for name in SHAPES)
 
 
 def test_mnist_from_the_second_mirror(small, monkeypatch):

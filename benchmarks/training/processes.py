@@ -19,6 +19,8 @@ def call(module: str, *arguments: str, threads: int, **environment: str) -> Reco
     """Run a module of this package, which ends with a line of JSON; with it, the seconds until the process ended."""
     given = dict(os.environ) | dict.fromkeys(THREADS, str(threads)) | environment
     given["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), given.get("PYTHONPATH")]))
+    # Rivals are installed, with their bytecode; so is fastnn at its users', and not compiled anew by each process.
+    given.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, "-m", f"benchmarks.training.{module}", *arguments]
     began = time.perf_counter()
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
