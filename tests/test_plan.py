@@ -416,6 +416,48 @@ def test_any_interleaving_gives_the_same_bits(name, rows, dtype):
 
 
 @pytest.mark.usefixtures("small_steps_in_teams")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_claimed_tasks_give_the_same_bits(name, dtype, monkeypatch):
+    """Every product is divided by claims: threads run at their own speed, and one after the other."""
+    expected = trained(name, "adam", dtype, 1)
+    one_by_one = interleaved(name, dtype, 1, range, 16)
+    monkeypatch.setattr("fastnn.cpu.executable.CLAIMED", 0)
+    for threads in (2, 3, 5):
+        for a, b in zip(expected, trained(name, "adam", dtype, threads), strict=True):
+            np.testing.assert_array_equal(a, b)
+        for order in (range, lambda n: reversed(range(n))):
+            for a, b in zip(one_by_one, interleaved(name, dtype, threads, order, 16), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_a_share_that_nobody_works_on_is_done_by_others(monkeypatch):
+    """Two threads of a team of three do everything, and every counter is what it must be for the next step."""
+    monkeypatch.setattr("fastnn.cpu.executable.ALONE", 0)
+    x, y = np.ones((64, 300), "float32"), np.zeros(64, int)
+    model = fastnn.Sequential([Input((300,)), Dense(400, "tanh"), Dense(3, "softmax")], n_threads=3)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.build((300,))
+    samples = training.checked(model, x, y)
+    program = training.executable(model, "train", 64, 64, samples.x_feed, samples.y_feed)
+    samples.bind(program)
+    rate = model._compiled()[1].rates(1)
+    program.run_record["rate"] = address(rate)
+    (table,) = program._tables
+    before = model.get_weights()[0].copy()
+    assert len(table.claims) == 1, "the gradient of the first layer's weights is large enough"
+    for thread in (2, 0, 1):
+        for record in table.memory.reshape(-1, records.SLOT)[: table.length]:
+            KERNEL(int(record.view(np.int64)[0]))(address(record), address(program.run_record), 0, thread)
+        if thread == 2:
+            after = model.get_weights()[0].copy()
+            asked = table.claims[0, ::8].copy()
+            assert (after != before).all(), "the first to come has done all of it"
+    np.testing.assert_array_equal(table.claims[0, ::8], asked + 2)
+    np.testing.assert_array_equal(model.get_weights()[0], after)
+
+
+@pytest.mark.usefixtures("small_steps_in_teams")
 def test_without_barriers_the_bits_differ(monkeypatch):
     """The test above can fail: with no barriers, the last thread's shares first is not what the plan means."""
     expected = interleaved("deep", "float32", 1, range, 16)

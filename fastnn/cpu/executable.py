@@ -15,6 +15,8 @@ SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED = (
     RUN.offsets[field] // 8 for field in ("short_step", "first", "stop", "rate", "origin", "seed")
 )
 ENGINE = ("engine.engine", "float32")
+CLAIM = 8  # elements of a cache line
+CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 ALONE = 3_000_000  # floating-point operations of a step below which one thread is faster than a team
 
 
@@ -81,6 +83,13 @@ def divide(program: Program, dtype: str, threads: int) -> None:
     schedule(program.ops)
 
 
+def claimed(op: Op, threads: int) -> bool:
+    """Whether threads take each other's tasks of a product: where that is worth atomic operations."""
+    if threads == 1 or op.kernel != "gemm.gemm" or op.by_rows:
+        return False
+    return _int(op, "m") * _int(op, "n") * _int(op, "k") > CLAIMED
+
+
 class Table:
     """The records of one program; operands that are bound per run are remembered."""
 
@@ -91,6 +100,8 @@ class Table:
         self.size = np.dtype(dtype).itemsize
         self.bases = bases
         self.length = len(program.ops)
+        large = [op for op in program.ops if claimed(op, threads)]
+        self.claims = np.zeros((len(large), threads * CLAIM), np.int64)
         with_epilogue = [op for op in program.ops if op.epilogue is not None]
         self.memory = np.zeros((self.length + len(with_epilogue)) * SLOT, np.uint8)
         self.address = address(self.memory)
@@ -102,6 +113,8 @@ class Table:
             extra: dict[str, int | float | Ref] = {}
             if op.record is GEMM:
                 extra |= {**cut(op, dtype, threads), "scratch": scratch, "scratch_stride": stride}
+            if op in large:
+                extra["claims"] = address(self.claims[large.index(op)])
             if op.epilogue is not None:
                 extra["epilogue"] = self.address + epilogue * SLOT
                 self._put(epilogue, op.epilogue, {})
@@ -234,6 +247,7 @@ class Executable:
         record["rate"] = 0 if rate is None else address(rate) - rate.strides[0] * first
         self._flags[8] = 0
         self.progress[0] = first
+        self._forget_claims()
         if self.threads == 1:
             team.run_alone(self._alone, first, stop, watch)
             return
@@ -255,6 +269,7 @@ class Executable:
             words[RATE] = address(rate) + rate.strides[0] * at
         self._team[:] = 0
         self._flags[:] = 0
+        self._forget_claims()
         if self.threads == 1:
             self._enter(self._run_address, 0)
             return
@@ -287,6 +302,11 @@ class Executable:
             self._enter = keep
         ticks = times.reshape(self.threads, stride)[:, engine.HEAD : engine.HEAD + steps * length * 2]
         return ticks.reshape(self.threads, steps, length, 2) * clock.tick()
+
+    def _forget_claims(self) -> None:
+        """A forked process may have inherited those of half a step."""
+        for table in self._tables:
+            table.claims[:] = 0
 
     def _alone(self, first: int, stop: int) -> None:
         self.run_record["first"], self.run_record["stop"] = first, stop

@@ -22,7 +22,7 @@ however the work is cut, so results do not depend on the number of threads.
 
 from fastnn.cpu.blocking import CPU, MR, NV
 from fastnn.cpu.jit import device, kernel
-from fastnn.cpu.share import keep_packed_columns, packed_columns, share, worker
+from fastnn.cpu.share import claim, keep_packed_columns, packed_columns, share, worker
 from fastnn.cpu.simd import (
     call_epilogue,
     is_null,
@@ -294,14 +294,17 @@ def gemm(op, run, step, thread):
     if op.by_rows:
         low, high = share(op.m, thread, run.threads)
     tasks_of_column = (high - low + op.rows - 1) // op.rows
-    first, last = 0, (op.n + columns - 1) // columns * tasks_of_column
-    if not op.by_rows:
-        first, last = share(last, thread, run.threads)
+    tasks = (op.n + columns - 1) // columns * tasks_of_column
+    task, last, owner, claims = 0, tasks, thread, op.claims
+    if not is_null(claims):
+        owner, task = claim(claims, tasks, thread, run.threads, owner)
+    elif not op.by_rows:
+        task, last = share(tasks, thread, run.threads)
     packed = offset(op.scratch, worker(run, thread) * op.scratch_stride)
     partials = offset(packed, max(op.kept * columns, op.kc * nr))
     copied = offset(partials, op.partial * columns)
     ready = packed_columns(run)
-    for task in range(first, last):
+    while 0 <= task < last:
         left = task // tasks_of_column * columns
         right = min(left + columns, op.n)
         top = low + task % tasks_of_column * op.rows
@@ -342,4 +345,8 @@ def gemm(op, run, step, thread):
                                      partial, i, j, rows, cols, start, end)  # fmt: skip
                 fresh = False
         ready = left
+        if is_null(claims):
+            task += 1
+        else:
+            owner, task = claim(claims, tasks, thread, run.threads, owner)
     keep_packed_columns(run, ready)

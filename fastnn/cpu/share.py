@@ -1,7 +1,9 @@
 """How the work of one kernel is divided among the threads of a team."""
 
 from fastnn.cpu.jit import device
-from fastnn.cpu.simd import is_null
+from fastnn.cpu.simd import fetch_add, is_null
+
+LINE = 8  # elements of a cache line
 
 
 @device
@@ -10,6 +12,24 @@ def share(tasks, thread, threads):
     if threads == 1:
         return 0, tasks  # without the divisions, which take longer than some kernels' work
     return tasks * thread // threads, tasks * (thread + 1) // threads
+
+
+@device
+def claim(claims, tasks, thread, threads, owner):
+    """The next task for a thread that has come to `owner`'s share: ``owner, task``, or a task of -1 if none is left.
+
+    A thread does its own share first and then what others have left of theirs: the system interrupts some threads and
+    not others, and two cores are not always equally fast.  `owner` counts from `thread` to all of the `threads`, modulo
+    their number.  Every thread asks once in vain of every share, so a counter that has seen a whole step is a multiple
+    of what it is divided by, and need not be set back.
+    """
+    while owner < thread + threads:
+        first, last = share(tasks, owner % threads, threads)
+        number = fetch_add(claims, owner % threads * LINE, 1) % (last - first + threads)
+        if number < last - first:
+            return owner, first + number
+        owner += 1
+    return owner, -1
 
 
 # A helper (`fastnn.cpu.crowd`) calls a kernel once for each share that it claims: `thread` is then the share's number,
