@@ -340,6 +340,15 @@ def test_bars_without_measurements():
     assert {line.verdict for line in report.judge(alone)} == {"not measured"}
 
 
+def test_what_bars_ask_for():
+    found = [e | ({"floor": 4e-5} if e["library"] == "fastnn" else {}) for e in results()]
+    rows = report._asked(found).splitlines()
+    assert len(rows) == 1 + len(table.CASES)
+    assert rows[1].split("  ")[0] == "5-3-1 BCE, batch 10"
+    assert rows[1].split()[-9:] == ["808", "µs", "101", "µs", "40.0", "µs", "100", "µs", "0.40"]
+    assert report._asked(results()) == ""
+
+
 def test_geometric_mean():
     found = results()
     for i, case in enumerate(table.CASES):

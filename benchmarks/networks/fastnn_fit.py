@@ -54,6 +54,10 @@ class FastnnNetwork(Network):
     def epoch(self, shuffle: bool = True) -> None:
         self.model.fit(self.x, self.y, batch_size=self.batch, shuffle=shuffle, verbose=0)
 
+    def floor(self) -> float:
+        """Seconds below which this machine cannot do a step: each operation's floor, from peaks measured now."""
+        return sum(row.floor for row in self.model.profile(self.x, self.y, batch_size=self.batch).rows)
+
     def weights(self) -> list[np.ndarray]:
         return self.model.get_weights()
 

@@ -30,5 +30,7 @@ def run(settings: Settings, cases: list[Case] | None = None) -> Iterator[Record]
         samples = compare.interleaved(calls, settings.rounds, limit=LIMIT)
         for library in names:
             steps = calls[library].steps
-            record = {"network": case.name, "library": library, "steps": steps}
+            record: Record = {"network": case.name, "library": library, "steps": steps}
+            if library == "fastnn" and not settings.quick:
+                record["floor"] = calls[library].floor()
             yield record | figures([seconds / steps for seconds in samples[library]])

@@ -103,6 +103,21 @@ def _cell(figures: Record) -> str:
     return f"{duration(figures['median'])} ({duration(figures['low'])})"
 
 
+def _asked(results: list[Record]) -> str:
+    """What each bar asks for, beside the floor of its step."""
+    seconds = medians(results)
+    floors = {e["network"]: e["floor"] for e in results if "floor" in e}
+    rows = [["", "best rival", "over the bar", "floor", "fastnn", "floor over fastnn"]]
+    for case in CASES:
+        own = seconds.get(case.name, {})
+        rivals = [value for e, value in own.items() if e != "fastnn"]
+        if case.name in floors and rivals:
+            best, floor = min(rivals), floors[case.name]
+            cells = [duration(e) for e in (best, best / case.bar, floor, own["fastnn"])]
+            rows.append([case.name, *cells, f"{floor / own['fastnn']:.2f}"])
+    return columns(rows) if len(rows) > 1 else ""
+
+
 def _networks(results: list[Record]) -> str:
     found = {(e["network"], e["library"]): e for e in results if "median" in e}
     libraries = [e for e in LIBRARIES if any(e == library for _, library in found)]
@@ -113,7 +128,10 @@ def _networks(results: list[Record]) -> str:
             rows.append([case.name, *(_cell(e) if e else "" for e in cells)])
     notes = [f"{TITLES[e['library']]} was left out: {e['problem']}" for e in results if "problem" in e]
     bars = columns([HEADER, *map(list, judge(results))])
-    return "\n\n".join([bars, f"A step, median (lower quartile):\n{columns(rows)}", *notes])
+    tables = [bars, f"A step, median (lower quartile):\n{columns(rows)}"]
+    if asked := _asked(results):
+        tables.append(f"What the bars ask for, beside the peak and the bandwidth of the same minute:\n{asked}")
+    return "\n\n".join([*tables, *notes])
 
 
 def _threads(count: int) -> str:
