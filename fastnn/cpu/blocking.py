@@ -39,6 +39,7 @@ import math
 from fastnn.cpu import target
 
 CPU = target.host()
+LINE = 8  # int64 of a cache line
 SHARES = 16  # of a single kernel's work (fastnn.cpu.crowd); always the same, for the sake of threads that linger
 TASKS = 8  # tasks for each thread, if a product is large enough: even shares even if a thread comes late
 # Multiply-adds up to which fastnn.cpu.small is faster: 16 x 16 x 16 takes 0.54 us there and 0.74 in fastnn.cpu.gemm,

@@ -15,7 +15,6 @@ SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED = (
     RUN.offsets[field] // 8 for field in ("short_step", "first", "stop", "rate", "origin", "seed")
 )
 ENGINE = ("engine.engine", "float32")
-CLAIM = 8  # elements of a cache line
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 ALONE = 3_000_000  # floating-point operations of a step below which one thread is faster than a team
 
@@ -100,8 +99,7 @@ class Table:
         self.size = np.dtype(dtype).itemsize
         self.bases = bases
         self.length = len(program.ops)
-        large = [op for op in program.ops if claimed(op, threads)]
-        self.claims = np.zeros((len(large), threads * CLAIM), np.int64)
+        self.claims = np.zeros((self.length, threads * blocking.LINE), np.int64)  # of a product's tasks
         with_epilogue = [op for op in program.ops if op.epilogue is not None]
         self.memory = np.zeros((self.length + len(with_epilogue)) * SLOT, np.uint8)
         self.address = address(self.memory)
@@ -113,8 +111,8 @@ class Table:
             extra: dict[str, int | float | Ref] = {}
             if op.record is GEMM:
                 extra |= {**cut(op, dtype, threads), "scratch": scratch, "scratch_stride": stride}
-            if op in large:
-                extra["claims"] = address(self.claims[large.index(op)])
+            if claimed(op, threads):
+                extra["claims"] = address(self.claims[slot])
             if op.epilogue is not None:
                 extra["epilogue"] = self.address + epilogue * SLOT
                 self._put(epilogue, op.epilogue, {})

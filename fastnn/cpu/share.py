@@ -1,9 +1,8 @@
 """How the work of one kernel is divided among the threads of a team."""
 
+from fastnn.cpu.blocking import LINE
 from fastnn.cpu.jit import device
 from fastnn.cpu.simd import fetch_add, is_null
-
-LINE = 8  # elements of a cache line
 
 
 @device
