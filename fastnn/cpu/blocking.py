@@ -52,6 +52,7 @@ LARGE = 1_500_000
 # Bytes of a matrix from which its product with a vector is, too: two cores have twice the cache.
 LARGE_MATRIX = target.caches()["L2"]
 SMALL_ROW = 1024  # likewise for one row, above which fastnn.cpu.gemv is faster
+LONG = 50_000_000  # multiply-adds, 350 us of two cores, above which a barrier's wait does not matter
 ROW = 1024  # elements: losses that are a mean over all elements take them in rows of this length
 FAR = 16 * target.caches()["L2"]  # bytes of an output that is streamed past the caches: see fastnn.cpu.spans
 NV = 2
@@ -147,10 +148,11 @@ def by_rows(m: int, n: int, k: int, dtype: str, threads: int) -> bool:
 
     By rows, a thread finds its rows of A where it left them, in its own caches, and it need not wait for others before
     the next product by rows; but it reads all of B.  That pays unless B is large and used for few rows.  (A step of
-    20-64-64-1, batch 256, two threads: 69 us instead of 104.)
+    20-64-64-1, batch 256, two threads: 69 us instead of 104.)  Long products are cut into tasks, of which a thread that
+    is late leaves some to others (784-512-256-10, batch 512: 4% of a step).
     """
     small = k * n * SIZES[dtype] <= target.caches()["L2"] // 2
-    return m >= threads * MR and (small or n <= m)
+    return m >= threads * MR and (small or (n <= m and m * n * k < LONG))
 
 
 def whole(k: int) -> dict[str, int]:
