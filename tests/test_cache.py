@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastnn
+from fastnn.cpu import cold
 from fastnn.threads import available_cpus
 
 PACKAGE = Path(fastnn.__file__).parent
@@ -305,3 +306,14 @@ def test_an_edited_helper_is_never_served_stale(copy, tmp_path):
     assert run(code, tmp_path, package=copy) == [0.5, 2, 0.5, 4]
     source.write_text(text)
     assert run(code, tmp_path, package=copy) == [0, 2, 0, 4]
+
+
+def test_two_processes_divide_what_is_to_be_compiled():
+    names = ["engine.engine", "gemm.gemm", "losses.mean_squared_error", "optimizers.adam", "small.fused", "rows.total"]
+    kernels = [(name, "float32") for name in names]
+    own, others = cold.divide(kernels)
+    assert sorted(own + others) == sorted(kernels)
+    assert own[0][0] == "gemm.gemm", "it takes longest"
+    assert [name for name, _ in others] == ["losses.mean_squared_error", "optimizers.adam", "small.fused"]
+    assert cold.divide(kernels[-1:]) == (kernels[-1:], []), "no process is started for one"
+    assert cold.divide([]) == ([], [])
