@@ -1,5 +1,8 @@
 """NumPy-level losses and parameter updates against the reference."""
 
+import math
+from decimal import Decimal, localcontext
+
 import numpy as np
 import pytest
 import reference as ref
@@ -162,6 +165,21 @@ def test_sgd_update(momentum, nesterov, shape, dtype):
     assert p is kept
     np.testing.assert_allclose(p, expected, rtol=1e-5 if dtype == "float32" else 1e-13, atol=1e-6)
     np.testing.assert_allclose(v, expected_v, rtol=1e-5 if dtype == "float32" else 1e-13, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [1, 7, 100, 40_000])
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 0.99999])
+def test_bias_corrections_keep_their_digits(beta, step):
+    """As a difference, 1 - 0.99999^t loses four of sixteen digits."""
+    with localcontext(prec=50):
+        exact = float(1 - Decimal(beta) ** step)
+    rates = fastnn.optimizers.Adam(1.0, beta_1=beta, beta_2=0.0).rates(step)
+    np.testing.assert_allclose(rates[-1], 1 / exact, rtol=1e-15)
+    rates = fastnn.optimizers.Adam(1.0, beta_1=0.0, beta_2=beta).rates(step)
+    np.testing.assert_allclose(rates[-1], math.sqrt(exact), rtol=1e-15)
+    p, m, v = np.zeros(1), np.zeros(1), np.zeros(1)
+    fastnn.adam_update(p, np.ones(1), m, v, step, learning_rate=1.0, beta_1=beta, beta_2=0.0, epsilon=1e-300)
+    np.testing.assert_allclose(p[0], -(1 - beta) / exact, rtol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,5 +1,7 @@
 """Optimizer updates, in place."""
 
+import math
+
 import numpy as np
 
 from fastnn import _names
@@ -108,6 +110,11 @@ def sgd_update(
         _update("nesterov" if nesterov else "momentum", param, grad, velocity, None, rate, mu)
 
 
+def _missing(beta: float, t: int) -> float:
+    """``1 - beta^t``, without the digits that the difference would lose."""
+    return -math.expm1(t * math.log(beta)) if beta > 0 else 1.0
+
+
 def adam_update(
     param: np.ndarray,
     grad: object,
@@ -148,7 +155,7 @@ def adam_update(
     b1 = _names.number(beta_1, "beta_1", low=0, high=1, open_high=True)
     b2 = _names.number(beta_2, "beta_2", low=0, high=1, open_high=True)
     eps = _names.number(epsilon, "epsilon", low=0, open_low=True)
-    rate *= (1 - b2**t) ** 0.5 / (1 - b1**t)
+    rate *= math.sqrt(_missing(b2, t)) / _missing(b1, t)
     _update("adam", param, grad, m, v, rate, 0.0, 1 - b1, 1 - b2, eps)
 
 
