@@ -143,6 +143,7 @@ def _content(name: str) -> Images:
             failures.append(f"  {url}: {error}")
             continue
         _store(cache / f"{name}.gz", packed, "downloaded")
+        _store(_copy(name), data.data, "decompressed")
         return data
     looked = ", ".join(str(folder) for folder, _ in (*places, (cache, False)))
     raise DatasetError(
@@ -159,7 +160,7 @@ def _read(name: str, path: Path, advice: str) -> Images:
     """
     if path.suffix != ".gz":
         return _check(name, path.read_bytes(), str(path), advice)
-    copy = _cache_folder() / "decompressed" / name
+    copy = _copy(name)
     try:
         with path.open("rb") as file:
             file.seek(-8, os.SEEK_END)
@@ -194,6 +195,11 @@ def _check(name: str, data: bytes, source: str, advice: str) -> Images:
             f"{advice}."
         )
     return np.frombuffer(content, np.uint8)
+
+
+def _copy(name: str) -> Path:
+    """Where the decompressed content of a file is kept."""
+    return _cache_folder() / "decompressed" / name
 
 
 def _cache_folder() -> Path:

@@ -181,6 +181,7 @@ def test_mnist_is_downloaded_once_into_the_cache(small, monkeypatch):
     small.check()
     assert mirrors.asked == [f"{datasets.MNIST_MIRRORS[0]}{name}.gz" for name in SHAPES]
     assert sorted(p.name for p in small.cache.glob("*.gz")) == sorted(f"{name}.gz" for name in SHAPES)
+    assert {p.name: p.read_bytes() for p in (small.cache / "decompressed").iterdir()} == small.files
 
 
 def test_mnist_from_the_second_mirror(small, monkeypatch):
@@ -212,7 +213,7 @@ def test_a_failed_write_leaves_nothing_behind(small, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     with pytest.warns(RuntimeWarning, match="No space left on device"):
         small.check()
-    assert list(small.cache.iterdir()) == []
+    assert [path for path in small.cache.rglob("*") if path.is_file()] == []
 
 
 def test_without_network_the_error_says_what_to_do(small, tmp_path, monkeypatch):
