@@ -52,7 +52,7 @@ def test_every_kernel_is_listed():
     assert {dtype for name, dtype in found if name == "gemm.gemm"} == {"float32", "float64"}
     assert [dtype for name, dtype in found if name == "engine.engine"] == ["float32"]
     assert [dtype for name, dtype in found if name == "direct.product"] == ["float64"]
-    assert {name for name, _ in found[: 2 * len(warmup.SLOW) - 2]} == set(warmup.SLOW), "the slowest first"
+    assert {name for name, _ in found[:2]} == {"gemm.gemm"}, "the slowest first"
     single = warmup.kernels(("float64",))
     assert set(single) < set(found)
     assert {name for name, _ in single} == names

@@ -15,7 +15,7 @@ from fastnn.threads import available_cpus
 Kernel = tuple[str, str]  # name and dtype
 
 # Seconds that a kernel of a module takes (Cascade Lake, 2.5 GHz): as far as it matters who compiles what.
-SECONDS = {"gemm": 5.0, "losses": 1.5, "optimizers": 1.5, "small": 1.3, "gemv": 0.6, "rows": 0.6}
+SECONDS = {"gemm": 5.0, "direct": 2.0, "criteria": 1.6, "small": 1.6, "losses": 1.5, "optimizers": 1.5, "gemv": 0.6}
 OTHERS = 0.4
 START = 0.8  # seconds until the other process begins to compile
 # The process finds fastnn where this one does, and leaves nothing but object files.
@@ -59,17 +59,18 @@ def divide(kernels: Iterable[Kernel]) -> tuple[list[Kernel], list[Kernel]]:
     own: list[Kernel] = []
     others: list[Kernel] = []
     here, there = 0.0, START
-    for kernel in sorted(kernels, key=_seconds, reverse=True):
+    for kernel in sorted(kernels, key=seconds, reverse=True):
         if here <= there:
             own.append(kernel)
-            here += _seconds(kernel)
+            here += seconds(kernel)
         else:
             others.append(kernel)
-            there += _seconds(kernel)
+            there += seconds(kernel)
     return own, others
 
 
-def _seconds(kernel: Kernel) -> float:
+def seconds(kernel: Kernel) -> float:
+    """How long a kernel takes to compile, roughly."""
     return SECONDS.get(kernel[0].split(".")[0], OTHERS)
 
 

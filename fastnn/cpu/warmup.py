@@ -12,11 +12,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastnn.cpu import loader
+from fastnn.cpu import cold, loader
 
 DTYPES = ("float32", "float64")
-# These take several times as long as others: they are begun with, so that no process ends long after the others.
-SLOW = ("gemm.gemm", "direct.product", "criteria.mean", "small.plain", "small.fused")
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,8 @@ def kernels(dtypes: tuple[str, ...] = DTYPES) -> list[tuple[str, str]]:
         for name, kernel in vars(module).items():
             if isinstance(kernel, jit.Kernel):
                 found += [(f"{entry.name}.{name}", dtype) for dtype in kernel.dtypes(dtypes)]
-    return sorted(found, key=lambda kernel: kernel[0] not in SLOW)
+    # The slowest first, so that no process ends long after the others.
+    return sorted(found, key=cold.seconds, reverse=True)
 
 
 def missing(folder: Path, wanted: list[tuple[str, str]]) -> list[tuple[str, str]]:
