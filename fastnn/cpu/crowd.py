@@ -15,7 +15,7 @@ import threading
 import numpy as np
 
 from fastnn.cpu import loader, placement, team
-from fastnn.cpu.blocking import SHARES
+from fastnn.cpu.blocking import LINE, SHARES
 from fastnn.cpu.memory import address, allocate
 from fastnn.records import GEMM, RUN, SLOT
 
@@ -32,7 +32,6 @@ WHERE, MOVE = 42, 43  # the functions that tell the caller's CPU and set a threa
 COLUMNS, SEEN = 0, 1  # the columns of B that it has packed, and the job that was for
 ASLEEP, LOCK = 2, 3  # 1 if it must be woken, and what it waits at
 THREAD = 4  # its number in the system
-LINE = 8  # words
 MOST = 1024  # places
 
 

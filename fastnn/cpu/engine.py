@@ -15,7 +15,7 @@ the clock, then for each step a pair for each record (waiting before it, working
 (waiting at its start, the time from one look at the clock to the next).
 """
 
-from fastnn.cpu.blocking import SHARES
+from fastnn.cpu.blocking import LINE, SHARES
 from fastnn.cpu.clock import now
 from fastnn.cpu.crowd import (
     ASLEEP,
@@ -26,7 +26,6 @@ from fastnn.cpu.crowd import (
     GRANTED,
     HERE,
     JOB,
-    LINE,
     LOCK,
     MASK,
     MASKS,

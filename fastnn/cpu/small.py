@@ -1,7 +1,7 @@
 """The product of small matrices, C = epilogue(A B), by one thread.
 
 `fastnn.cpu.gemm` cuts and packs for the caches; where all operands are in the first two levels that takes longer than
-it saves.  The sums are those of `fastnn.cpu.gemm` as long as one block holds all of k: the bits are the same.
+it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 
 =========  ==========================================================================================
 `plain`    rows of B are contiguous and the epilogue does nothing: written from the registers to C
