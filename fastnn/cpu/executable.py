@@ -7,7 +7,7 @@ import numpy as np
 from fastnn.cpu import blocking, cold, immediate, loader, team
 from fastnn.cpu.memory import address, allocate
 from fastnn.program import Op, Program, Ref, schedule
-from fastnn.records import GEMM, PERMUTATION, RUN, SLOT
+from fastnn.records import GEMM, PERMUTATION, RUN, SLOT, UPDATE
 
 __all__ = ["Executable", "allocate", "pad", "peaks", "permutation"]  # what a backend offers
 
@@ -75,6 +75,9 @@ def divide(program: Program, dtype: str, threads: int) -> None:
         m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
         strides = _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
         op.kernel = blocking.product(m, n, k, *strides, alone=threads == 1)
+        if op.epilogue is not None and op.epilogue.record is UPDATE:
+            # What a small product updates is in the second-level cache, where loads find it soon enough.
+            op.epilogue.fields["below"] = int(op.kernel != "small.fused")
         if op.batch == "m":
             op.by_rows = blocking.by_rows(m, n, k, dtype, threads)
         elif op.batch == "n":

@@ -10,7 +10,7 @@ it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 """
 
 from fastnn.cpu.blocking import MR
-from fastnn.cpu.gemm import FEW, pack_panel
+from fastnn.cpu.gemm import FEW, HALF, pack_panel
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.simd import (
     call_epilogue,
@@ -107,18 +107,20 @@ def make_tile(height, vectors):
 
 def make_panel(vectors):
     """All rows of the `cols` columns from j on; B has as many columns as the vectors have lanes."""
-    tall, few = make_tile(TALL, vectors), make_tile(FEW, vectors)
+    tall, half, few = (make_tile(height, vectors) for height in (MR, HALF, FEW))
 
     @device
     def panel(op, run, step, b, b_row, tile, j, cols):
         k, a_row, a_col = op.k, op.a_row, op.a_col
-        offsets = row_offsets(a_row, TALL)
-        for i in range(0, op.m, TALL):
-            a, rows = offset(op.a, i * a_row), min(op.m - i, TALL)
-            if rows == TALL:
+        offsets = row_offsets(a_row, MR)
+        for i in range(0, op.m, MR):
+            a, rows = offset(op.a, i * a_row), min(op.m - i, MR)
+            if rows == MR:
                 tall(a, offsets, a_col, b, b_row, k, tile)
+            elif rows > HALF:
+                tall(a, row_offsets_within(a_row, MR, rows), a_col, b, b_row, k, tile)
             elif rows > FEW:
-                tall(a, row_offsets_within(a_row, TALL, rows), a_col, b, b_row, k, tile)
+                half(a, row_offsets_within(a_row, HALF, rows), a_col, b, b_row, k, tile)
             else:
                 few(a, row_offsets_within(a_row, FEW, rows), a_col, b, b_row, k, tile)
             call_epilogue(op, run, step, tile, vectors * lanes(op.a), i, j, rows, cols)

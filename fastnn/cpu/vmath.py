@@ -311,7 +311,6 @@ def divide_by_root(m, v, epsilon):
     root = muladd(muladd(-root, root, v), 0.5 * y, root)
     d = root + epsilon
     q = estimate_reciprocal(d)
-    q = muladd(q, muladd(-d, q, 1.0), q)
     t = m * q
     return muladd(muladd(-d, t, m), q, t)
 
