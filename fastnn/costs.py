@@ -62,7 +62,8 @@ def _product(op: Op) -> int:
     assert op.epilogue is not None
     epilogue = op.epilogue.fields
     if op.epilogue.record is records.UPDATE:
-        return factors + 2 * m * n * _given(epilogue, "p", "s0", "s1")
+        updated = m * n + (_int(op.sums.fields, "n") if op.sums else 0)
+        return factors + 2 * updated * _given(epilogue, "p", "s0", "s1")
     return (
         factors + m * n * _given(epilogue, "c", "y") + (1 if "one_bias" in epilogue else n) * _given(epilogue, "bias")
     )

@@ -137,6 +137,7 @@ class Lowering:
         fields: dict[str, int | float | Ref],
         reads: tuple[str, ...],
         batch: str = "m",
+        sums: Op | None = None,
     ) -> None:
         self.flops += 2 * int(fields["m"]) * int(fields["n"]) * int(fields["k"])  # type: ignore[arg-type]
         if fields["n"] == 1:
@@ -146,8 +147,9 @@ class Lowering:
             batch = batch and "n"
             if epilogue.record is records.FORWARD:
                 epilogue.fields["one_bias"] = 1
-        op = Op("gemm.gemm", records.GEMM, fields, reads=reads + epilogue.reads, writes=epilogue.writes, batch=batch)
-        op.epilogue = epilogue
+        writes = epilogue.writes + (sums.writes if sums else ())
+        op = Op("gemm.gemm", records.GEMM, fields, reads=reads + epilogue.reads, writes=writes, batch=batch)
+        op.epilogue, op.sums = epilogue, sums
         op.layer, op.label = name
         self.ops.append(op)
 
@@ -468,39 +470,39 @@ class Lowering:
 
     def _update(self, stage: Affine, i: int, gradient: str, update: Update) -> None:
         """W and b by dW = A' D and db = 1' D, which never reach memory."""
-        inputs = self._outputs[i - 1]
-        products: list[tuple[str, str, int, Ref, int, int, int]] = [
-            ("weight", f"kernel {stage.name}", stage.kernel, self._ref(inputs), self._ld_before(stage), 1, stage.inputs)
-        ]
-        if stage.bias is not None:
-            products.append(("bias", f"bias {stage.name}", stage.bias, Ref("one"), 0, 1, 1))
-        for what, region, at, a, a_col, a_row, m in products:
-            epilogue = Op(
+        inputs, units = self._outputs[i - 1], self._whole(stage.units)
+
+        def epilogue(what: str, at: int, n: int) -> Op:
+            return Op(
                 f"optimizers.{update.kernel}",
                 records.UPDATE,
                 {
                     "p": Ref("params", at),
                     "p_row": stage.ld,
+                    "n": n,
                     "s0": Ref("state0", at) if update.states > 0 else 0,
                     "s1": Ref("state1", at) if update.states > 1 else 0,
                     **dict(update.constants),
                 },
-                writes=(region,),
+                writes=(f"{what} {stage.name}",),
             )
-            self._gemm(
-                (stage.name, f"{what} gradient + {update.kernel}"),
-                epilogue,
-                {
-                    "a": a,
-                    "a_row": a_row,
-                    "a_col": a_col,
-                    "b": self._ref(gradient),
-                    "b_row": stage.ld,
-                    "b_col": 1,
-                    "m": m,
-                    "n": self._whole(stage.units),
-                    "k": self.rows,
-                },
-                reads=(inputs, gradient),
-                batch="",
-            )
+
+        sums = None if stage.bias is None else epilogue("bias", stage.bias, units)
+        self._gemm(
+            (stage.name, f"{'weight gradient' if sums is None else 'gradients'} + {update.kernel}"),
+            epilogue("kernel", stage.kernel, stage.inputs * units),
+            {
+                "a": self._ref(inputs),
+                "a_row": 1,
+                "a_col": self._ld_before(stage),
+                "b": self._ref(gradient),
+                "b_row": stage.ld,
+                "b_col": 1,
+                "m": stage.inputs,
+                "n": units,
+                "k": self.rows,
+            },
+            reads=(inputs, gradient),
+            batch="",
+            sums=sums,
+        )

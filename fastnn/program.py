@@ -11,7 +11,6 @@ The buffers of a program:
 ``params``      weights and biases of all layers, rows padded (see `Affine`)
 ``state0/1``    the optimizer's state, the same layout as ``params``
 ``arena``       activations, gradients, gathered batches: everything within a step
-``one``         the number 1, whose stride is 0: a column of ones
 ``totals``      float64 sums over the steps of a run: the loss, then the metrics
 ``x y weight index out``   the caller's arrays, bound for each run
 ==============  ==================================================================
@@ -48,6 +47,7 @@ class Op:
     by_rows: bool = False
     batch: str = ""  # of a product: its dimension, m or n, that counts rows of the batch
     epilogue: "Op | None" = None
+    sums: "Op | None" = None  # of a product A' D: the epilogue for the sum of D's rows
     barrier: bool = False
     layer: str = ""  # what a profile calls it: the layer it belongs to,
     label: str = ""  # and what it does there

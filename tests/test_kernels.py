@@ -86,7 +86,8 @@ def test_gather(layout, source, dtype):
         held = Guarded(x, end, SOURCES[layout](many, cols))
         index = np.random.default_rng(1).integers(0, many, step * step_rows + rows)
         index[:2] = 0, many - 1
-        ld = cols + 3
+        padded = cols if cols == 1 else -(-cols // lanes(dtype)) * lanes(dtype)
+        ld = padded + 3
         out = Guarded(np.full((rows, ld), 7.0, dtype), end)
         for given in (guarded(index, end), None):
             fields = {"x": held.array, "index": 0 if given is None else given, "out": out.array, "rows": rows}
@@ -97,7 +98,8 @@ def test_gather(layout, source, dtype):
             chosen = x[first : first + rows] if given is None else x[index[first : first + rows]]
             expected = chosen.astype(dtype).astype(float) * stored_scale + stored_shift
             np.testing.assert_allclose(out.array[:, :cols], expected, **close(dtype, 2))
-            assert (out.array[:, cols:] == 7).all()
+            assert (out.array[:, padded:] == 7).all()
+            assert np.isin(out.array[:, cols:padded], (0, 7)).all()
             out.assert_gaps_untouched()
 
 

@@ -131,6 +131,9 @@ def accesses(op, dtype):
         reads += matrix(f["b"], k, n, f["b_row"], EVERYONE, f["b_col"])
         if op.epilogue.record is records.UPDATE:
             parts = [part for name in ("p", "s0", "s1") for part in matrix(e[name], m, n, e["p_row"], EVERYONE)]
+            if op.sums:
+                s = op.sums.fields
+                parts += [part for name in ("p", "s0", "s1") for part in matrix(s[name], 1, s["n"], 0, EVERYONE)]
             return reads + parts, parts
         columns = 1 if e.get("one_bias") else n
         reads += matrix(e.get("bias"), 1, columns, 0, EVERYONE) + matrix(e.get("y"), m, n, e["c_row"], owner)
@@ -446,7 +449,8 @@ def test_a_share_that_nobody_works_on_is_done_by_others(monkeypatch):
     program.run_record["rate"] = address(rate)
     (table,) = program._tables
     before = model.get_weights()[0].copy()
-    (slot,) = np.flatnonzero(table.memory.view(np.int64).reshape(-1, records.SLOT // 8)[:, CLAIMS])
+    words = table.memory.view(np.int64).reshape(-1, records.SLOT // 8)
+    *_, slot = np.flatnonzero(words[: table.length, CLAIMS])  # where caches are small, forward products have some, too
     claims = table.claims[slot, ::8]  # of the first layer's weights, whose gradient is large enough
     for thread in (2, 0, 1):
         for record in table.memory.reshape(-1, records.SLOT)[: table.length]:

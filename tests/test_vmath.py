@@ -13,6 +13,7 @@ import os
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import as_strided
 from scipy import special
 
 from fastnn.cpu import loader, target
@@ -383,16 +384,24 @@ def test_forward(name, transposed, with_bias, dtype):
 def test_backward(name, dtype):
     rng = np.random.default_rng(4)
     lanes = target.host().lanes(dtype)
-    i, j, rows = 2, 3, 3
+    i, j, rows = 2, lanes, 3
     for cols in (1, lanes - 1, lanes, lanes + 1, 2 * lanes):
         values = rng.standard_normal((rows, cols)).astype(dtype)
         y = numbers(rng, (i + rows, j + cols), dtype)
-        c, memory = guarded(y.shape, dtype)
-        op = record(BACKWARD, c=c, c_row=c.strides[0] // c.itemsize, c_col=1, y=y, alpha=ALPHA)
-        call(f"{name}_backward", op, dtype, tile=(tile_of(values, dtype), i, j, rows, cols))
-        close(c[i:, j:], values * ACTIVATIONS[name][1](y[i:, j:].astype(np.float64)))
-        c[i:, j:] = GUARD
-        assert np.all(memory == GUARD)
+        c, memory = guarded(y.shape, dtype)  # 40 elements more than that
+        for padded in (False, True):
+            memory[:] = GUARD
+            c_row = c.strides[0] // c.itemsize
+            if padded:  # rows of whole vectors: what follows a row in the last one is its own
+                c_row -= c_row % lanes
+            c, y = (as_strided(e, strides=(c_row * e.itemsize, e.itemsize)) for e in (c, y))
+            y[:] = rng.standard_normal(y.shape)
+            op = record(BACKWARD, c=c, c_row=c_row, c_col=1, y=y, alpha=ALPHA)
+            call(f"{name}_backward", op, dtype, tile=(tile_of(values, dtype), i, j, rows, cols))
+            close(c[i:, j:], values * ACTIVATIONS[name][1](y[i:, j:].astype(np.float64)))
+            whole = cols if c_row % lanes else -(-cols // lanes) * lanes
+            as_strided(c[i:, j:], (rows, whole), c.strides)[:] = GUARD
+            assert np.all(memory == GUARD)
 
 
 def matrix(x, y, g=0):

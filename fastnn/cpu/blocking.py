@@ -171,10 +171,20 @@ def scratch(dtype: str, cut: dict[str, int]) -> int:
 
 def product(m: int, n: int, k: int, a_col: int, b_row: int, b_col: int, *, alone: bool = False) -> str:
     """Which kernel computes a product, by its shape, the strides of its operands and whether one thread does it."""
+    return of_row(m, a_col, b_row, b_col) or of_matrix(m, n, k, alone=alone)
+
+
+def of_row(m: int, a_col: int, b_row: int, b_col: int) -> str | None:
+    """The kernel for a product of one row, if this is one that it can compute."""
     if m == 1 and b_col == 1:
         return "gemv.gemv_rows"
     if m == 1 and b_row == 1 and a_col == 1:
         return "gemv.gemv_columns"
+    return None
+
+
+def of_matrix(m: int, n: int, k: int, *, alone: bool = False) -> str:
+    """The kernel for any other product."""
     return "small.fused" if alone and m * n * k <= SMALL else "gemm.gemm"
 
 

@@ -52,8 +52,8 @@ def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
     """Name and dtype of all kernels of a program."""
     for op in program.ops:
         yield op.kernel, dtype
-        if op.epilogue is not None:
-            yield op.epilogue.kernel, dtype
+        for epilogue in filter(None, (op.epilogue, op.sums)):
+            yield epilogue.kernel, dtype
 
 
 def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
@@ -74,7 +74,10 @@ def divide(program: Program, dtype: str, threads: int) -> None:
             continue
         m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
         strides = _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
-        op.kernel = blocking.product(m, n, k, *strides, alone=threads == 1)
+        if op.sums is not None and _int(op.sums, "n") > 1:  # gemv's kernels have sums of a single unit only
+            op.kernel = blocking.of_matrix(m, n, k, alone=threads == 1)
+        else:
+            op.kernel = blocking.product(m, n, k, *strides, alone=threads == 1)
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             # What a small product updates is in the second-level cache, where loads find it soon enough.
             op.epilogue.fields["below"] = int(op.kernel != "small.fused")
@@ -103,23 +106,24 @@ class Table:
         self.bases = bases
         self.length = len(program.ops)
         self.claims = np.zeros((self.length, threads * blocking.LINE), np.int64)  # of a product's tasks
-        with_epilogue = [op for op in program.ops if op.epilogue is not None]
-        self.memory = np.zeros((self.length + len(with_epilogue)) * SLOT, np.uint8)
+        epilogues = sum((op.epilogue is not None) + (op.sums is not None) for op in program.ops)
+        self.memory = np.zeros((self.length + epilogues) * SLOT, np.uint8)
         self.address = address(self.memory)
         self._view = memoryview(self.memory).cast("B")
         self._words = self.memory.view(np.int64)
         self.bound: dict[str, list[int]] = {}  # buffer -> positions of 8-byte words to patch
-        epilogue = self.length
+        free = self.length
         for slot, op in enumerate(program.ops):
             extra: dict[str, int | float | Ref] = {}
             if op.record is GEMM:
                 extra |= {**cut(op, dtype, threads), "scratch": scratch, "scratch_stride": stride}
             if claimed(op, threads):
                 extra["claims"] = address(self.claims[slot])
-            if op.epilogue is not None:
-                extra["epilogue"] = self.address + epilogue * SLOT
-                self._put(epilogue, op.epilogue, {})
-                epilogue += 1
+            for name, epilogue in (("epilogue", op.epilogue), ("sums", op.sums)):
+                if epilogue is not None:
+                    extra[name] = self.address + free * SLOT
+                    self._put(free, epilogue, {})
+                    free += 1
             self._put(slot, op, extra)
 
     def _put(self, slot: int, op: Op, extra: Mapping[str, int | float | Ref]) -> None:
@@ -183,10 +187,9 @@ class Executable:
         shared = like is not None and like.arena.size >= elements
         self.arena: np.ndarray = like.arena if like is not None and shared else allocate(elements, dtype)
         self.totals = np.zeros(max(sums, 1))
-        self._one = np.ones(1, dtype)
         self._keep = dict(buffers)
         bases = {name: address(array) for name, array in buffers.items()}
-        bases |= {"arena": address(self.arena), "totals": address(self.totals), "one": address(self._one)}
+        bases |= {"arena": address(self.arena), "totals": address(self.totals)}
         cold.load([*_kernels(program, dtype), *(_kernels(short, dtype) if short else ()), ENGINE])
         self._tables = [
             Table(p, dtype, bases, Ref("arena", arena), stride, self.threads) for p in (program, short) if p

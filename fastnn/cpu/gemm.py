@@ -8,7 +8,7 @@ product               operands                 epilogue
 forward               A = X, B = W             add the bias, apply the activation
 input gradient        A = D, B = W transposed  multiply by the activation's slope
 weight gradient       A = X transposed, B = D  update the weights
-bias gradient         A = ones (stride 0)      update the bias
+bias gradient         the sum of the rows of D, for which the weight gradient has a second epilogue (`sum_rows`)
 ====================  =======================  ==================================
 
 Each finished tile is handed, while it is in the first-level cache, to the epilogue that the record names; C is written
@@ -28,6 +28,7 @@ from fastnn.cpu.simd import (
     is_null,
     lanes,
     load,
+    load_block,
     load_first,
     load_tile,
     offset,
@@ -39,10 +40,12 @@ from fastnn.cpu.simd import (
     reference,
     row_offsets,
     row_offsets_within,
+    splat,
     store,
     store_first,
     store_tile,
     store_tile_rows,
+    sum_vectors,
     transpose_block,
     transpose_corner,
     zeros_tile,
@@ -55,6 +58,7 @@ HALF, FEW = min(8, MR), 4
 LINE = max(1, 512 // CPU.simd_bits)  # vectors in a cache line
 AHEAD = 32  # steps of k from the prefetch of a row of packed B to its use
 COPY_AHEAD = 16  # columns of A from the one that is fetched to the one that is copied
+SUMS = 4  # rows that are added up side by side, since each sum is a chain of additions
 LEAD = 56  # steps of k from the time when a tile's place in C is fetched to the end of the tile
 
 COPIED = tuple(range(MR))  # where the rows of a tile are in a copy of A
@@ -218,7 +222,7 @@ def make_block(vectors):
                 height = left
                 few(at, row_offsets_within(a_row, FEW, left), a_col, b, b_row, ahead, k, tile, first)
             if last and not written:
-                call_epilogue(op, run, step, tile, width, i + r, j, height, cols)
+                call_epilogue(op.epilogue, run, step, tile, width, i + r, j, height, cols)
             r += height
 
     return block
@@ -226,6 +230,30 @@ def make_block(vectors):
 
 block_wide = make_block(NV)
 block_narrow = make_block(1)
+
+
+@device
+def sum_rows(op, run, step, b, b_row, tile, j, width):
+    """The sums of all rows of B, `width` of its columns from j on, and the epilogue for them.
+
+    These columns are read next, so this is how they come to the first-level cache.
+    """
+    w = lanes(b)
+    for q in range(0, width, w):
+        column = offset(b, q)
+        total = splat(b, 0)
+        p = 0
+        if op.k >= SUMS:
+            sums = splat(load_block(column, b_row, SUMS, 1), 0)
+            while p + SUMS <= op.k:
+                sums = sums + load_block(offset(column, p * b_row), b_row, SUMS, 1)
+                p += SUMS
+            total = sum_vectors(sums)
+        while p < op.k:
+            total = total + load(column, p * b_row)
+            p += 1
+        store(tile, q, total)
+    call_epilogue(op.sums, run, step, tile, width, 0, j, 1, width)
 
 
 @device
@@ -325,6 +353,8 @@ def gemm(op, run, step, thread):
                     cols = min(nr, right - j)
                     width = nr if cols > w else w
                     panel, b_row, source, later = offset(b, j * op.b_col), op.b_row, pointer_at(0, b), 0
+                    if op.sums and start and i == 0:
+                        sum_rows(op, run, step, panel, b_row, partials, j, width)
                     if op.pack or cols < width:
                         to = packed
                         if op.kept:

@@ -7,9 +7,11 @@ use elements several times) does not fit.  Same record, same epilogues.
 from fastnn.cpu.blocking import CPU
 from fastnn.cpu.gemm import make_edge_tile
 from fastnn.cpu.jit import device, kernel
+from fastnn.cpu.ragged import load_before
 from fastnn.cpu.share import share, worker
 from fastnn.cpu.simd import (
     call_epilogue,
+    keep_first,
     lanes,
     load,
     load_first,
@@ -31,6 +33,17 @@ row_some = make_edge_tile(1, SOME)
 row_narrow = make_edge_tile(1, 1)
 
 
+@device
+def sum_row(op, run, step, tile):
+    """The sum of A, which is contiguous and the D of a single unit, and the epilogue for it."""
+    w = lanes(op.a)
+    total = splat(op.a, 0)
+    for p in range(0, op.k, w):
+        total = total + load_before(op.a, p, op.k)
+    store(tile, 0, keep_first(splat(tile, sum_lanes(total)), 1))
+    call_epilogue(op.sums, run, step, tile, w, 0, 0, 1, 1)
+
+
 @kernel(GEMM)
 def gemv_rows(op, run, step, thread):
     """For B with contiguous rows: sums of whole vectors of C, one broadcast of A each step of k."""
@@ -41,6 +54,8 @@ def gemv_rows(op, run, step, thread):
     tile = offset(op.scratch, worker(run, thread) * op.scratch_stride)
     for chunk in range(first, last):
         left = chunk * width
+        if op.sums and left == 0:
+            sum_row(op, run, step, tile)
         cols = min(width, op.n - left)
         b = offset(op.b, left)
         if cols == width:
@@ -58,7 +73,7 @@ def gemv_rows(op, run, step, thread):
                 for p in range(op.k):
                     total = muladd(op.a[p * op.a_col], load_first(b, p * op.b_row + c, cols - c), total)
                 store(tile, c, total)
-        call_epilogue(op, run, step, tile, width, 0, left, 1, cols)
+        call_epilogue(op.epilogue, run, step, tile, width, 0, left, 1, cols)
 
 
 @device
@@ -117,4 +132,4 @@ def gemv_columns(op, run, step, thread):
         while c < cols:
             tile[c] = dot(op.a, offset(op.b, (left + c) * op.b_col), op.k)
             c += 1
-        call_epilogue(op, run, step, tile, width, 0, left, 1, cols)
+        call_epilogue(op.epilogue, run, step, tile, width, 0, left, 1, cols)

@@ -10,6 +10,7 @@ from fastnn.cpu.simd import (
     cast,
     first_lane,
     is_null,
+    keep_first,
     lanes,
     load_first_numbers,
     load_numbers,
@@ -18,7 +19,6 @@ from fastnn.cpu.simd import (
     scalar_like,
     splat,
     store,
-    store_first,
 )
 from fastnn.records import GATHER, LABELS, SCATTER, TOTAL
 
@@ -75,7 +75,8 @@ def gather(op, x, size, run, step, thread):
         for c in range(0, cols - w + 1, w):
             store(out, c, load_numbers(source, c, out) * scale + shift)
         if cols < w:
-            store_first(out, 0, cols, load_first_numbers(source, 0, cols, out) * scale + shift)
+            # Rows of the arena are padded, and the padding is 0.
+            store(out, 0, keep_first(load_first_numbers(source, 0, cols, out) * scale + shift, cols))
         elif cols % w:
             # The last vector overlaps the one before: a masked one would wait for the line behind the row, too.
             store(out, cols - w, load_numbers(source, cols - w, out) * scale + shift)

@@ -10,7 +10,7 @@ it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 """
 
 from fastnn.cpu.blocking import MR
-from fastnn.cpu.gemm import FEW, HALF, pack_panel
+from fastnn.cpu.gemm import FEW, HALF, pack_panel, sum_rows
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.simd import (
     call_epilogue,
@@ -123,7 +123,7 @@ def make_panel(vectors):
                 half(a, row_offsets_within(a_row, HALF, rows), a_col, b, b_row, k, tile)
             else:
                 few(a, row_offsets_within(a_row, FEW, rows), a_col, b, b_row, k, tile)
-            call_epilogue(op, run, step, tile, vectors * lanes(op.a), i, j, rows, cols)
+            call_epilogue(op.epilogue, run, step, tile, vectors * lanes(op.a), i, j, rows, cols)
 
     return panel
 
@@ -142,6 +142,8 @@ def fused(op, run, step, thread):
         if op.b_col != 1 or cols < width:
             pack_panel(b, b_row, op.b_col, op.k, cols, width, op.scratch)
             b, b_row = op.scratch, width
+        if op.sums:
+            sum_rows(op, run, step, b, b_row, tile, j, width)
         if cols > w:
             wide(op, run, step, b, b_row, tile, j, cols)
         else:

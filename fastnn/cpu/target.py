@@ -26,6 +26,13 @@ class Target:
         """Elements of `dtype` in one vector."""
         return self.simd_bits // (32 if dtype == "float32" else 64)
 
+    @property
+    def slow_masks(self) -> bool:
+        """Whether it stores some lanes of a vector in microcode: AMD's before AVX-512 take 12 cycles for what two plain
+        stores do in 2.
+        """
+        return self.simd_bits == 256 and self.cpu.startswith("znver")
+
 
 def simd(triple: str, features: str) -> tuple[int, int]:
     """Vector width in bits and number of vector registers for a feature string like ``+avx2,+fma``."""

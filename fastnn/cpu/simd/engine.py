@@ -120,11 +120,13 @@ def call_kernel(typingctx, op, run, step, thread):
 
 
 @intrinsic
-def call_epilogue(typingctx, op, run, step, tile, tile_row, i, j, rows, cols):
-    """Apply the epilogue of `op` to the tile of C at (i, j), held at `tile` with leading dimension `tile_row`."""
+def call_epilogue(typingctx, address, run, step, tile, tile_row, i, j, rows, cols):
+    """Apply the epilogue whose record is at `address` to the tile of C at (i, j), held at `tile` with leading dimension
+    `tile_row`.
+    """
 
     def codegen(context, builder, sig, args):
-        record = builder.inttoptr(record_field(context, builder, sig.args[0], args[0], "epilogue"), I8.as_pointer())
+        record = builder.inttoptr(args[0], I8.as_pointer())
         kernel = record_field(context, builder, ANY_REF, record, "kernel")
         arguments = [record, *args[1:]]
         fnty = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
@@ -132,7 +134,7 @@ def call_epilogue(typingctx, op, run, step, tile, tile_row, i, j, rows, cols):
         return context.get_dummy_value()
 
     integer = types.intp
-    return types.void(op, run, integer, tile, integer, integer, integer, integer, integer), codegen
+    return types.void(integer, run, integer, tile, integer, integer, integer, integer, integer), codegen
 
 
 MXCSR_FLUSH = 0x8040  # flush-to-zero and denormals-are-zero

@@ -15,6 +15,7 @@ from fastnn.cpu.simd.vectors import (
     join,
     llvm_type,
     split,
+    store_lanes,
     suffix,
     vec,
     vector_pointer,
@@ -122,10 +123,7 @@ def store_first(typingctx, pointer, i, count, value):
 
     def codegen(context, builder, sig, args):
         pointer, i, count, value = args
-        at = vector_pointer(builder, pointer, i, value.type)
-        size = sig.args[3].scalar.bitwidth // 8
-        arguments = [value, at, I32(size), first_lanes_mask(builder, count, sig.args[3].lanes)]
-        call_intrinsic(builder, f"llvm.masked.store.{suffix(value.type)}.p0", ir.VoidType(), arguments)
+        store_lanes(builder, value, vector_pointer(builder, pointer, i, value.type), count)
         return context.get_dummy_value()
 
     return types.void(pointer, types.intp, types.intp, value), codegen

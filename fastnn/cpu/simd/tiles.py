@@ -11,6 +11,7 @@ from fastnn.cpu.simd.vectors import (
     first_lanes_mask,
     llvm_type,
     splat_scalar,
+    store_lanes,
     suffix,
     vec,
     vector_pointer,
@@ -119,13 +120,9 @@ def store_rows(typingctx, tile, c, c_row, count):
 
     def codegen(context, builder, sig, args):
         tile, c, c_row, count = args
-        ty = sig.args[0].dtype
-        mask, size = first_lanes_mask(builder, count, ty.lanes), I32(ty.scalar.bitwidth // 8)
         for i in range(sig.args[0].count):
             value = builder.extract_value(tile, i)
-            at = vector_pointer(builder, c, builder.mul(c_row, I64(i)), value.type)
-            name = f"llvm.masked.store.{suffix(value.type)}.p0"
-            call_intrinsic(builder, name, ir.VoidType(), [value, at, size, mask])
+            store_lanes(builder, value, vector_pointer(builder, c, builder.mul(c_row, I64(i)), value.type), count)
         return context.get_dummy_value()
 
     return types.void(tile, c, types.intp, types.intp), codegen

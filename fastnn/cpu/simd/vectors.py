@@ -82,8 +82,42 @@ def splat_scalar(builder, scalar, lanes):
 
 def first_lanes_mask(builder, count, lanes):
     """The mask whose first `count` lanes are set."""
-    iota = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
+    # In lanes of 32 bits where 64 would take several registers; beyond `lanes` a count is as good as that.
+    width = I32 if 64 * lanes > BITS else I64
+    if width == I32:
+        most = I64(lanes)
+        count = builder.trunc(builder.select(builder.icmp_signed("<", count, most), count, most), I32)
+    iota = ir.Constant(ir.VectorType(width, lanes), list(range(lanes)))
     return builder.icmp_signed("<", iota, splat_scalar(builder, count, lanes))
+
+
+def store_lanes(builder, value, at, count):
+    """Write the first `count` lanes of the vector `value` to the address `at`."""
+    size = 4 if value.type.element == ir.FloatType() else 8
+    if target.host().slow_masks and 8 * size * value.type.count == BITS:
+        _store_by_halves(builder, value, at, count, size)
+        return
+    name = f"llvm.masked.store.{suffix(value.type)}.p0"
+    mask = first_lanes_mask(builder, count, value.type.count)
+    call_intrinsic(builder, name, ir.VoidType(), [value, at, I32(size), mask])
+
+
+def _store_by_halves(builder, value, at, count, size):
+    """All lanes, or as many as each bit of `count` says."""
+    lanes = value.type.count
+    with builder.if_else(builder.icmp_signed(">=", count, I64(lanes))) as (all_lanes, some):
+        with all_lanes:
+            builder.store(value, at, align=size)
+        with some, builder.if_then(builder.icmp_signed(">", count, I64(0))):
+            at = builder.bitcast(at, I8.as_pointer())
+            while lanes > 1:
+                lanes //= 2
+                low, high = split(builder, value, lanes)
+                wanted = builder.icmp_unsigned("!=", builder.and_(count, I64(lanes)), I64(0))
+                with builder.if_then(wanted):
+                    builder.store(low, builder.bitcast(at, low.type.as_pointer()), align=size)
+                value = builder.select(wanted, high, low)
+                at = builder.select(wanted, builder.gep(at, [I64(lanes * size)]), at)
 
 
 def split(builder, value, lanes):
