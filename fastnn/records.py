@@ -111,7 +111,7 @@ UPDATE = Record(  # one optimizer update of p by the gradient
     "update",
     p="T*",
     p_row="int",
-    below="int",  # 1: fetch the rows below a tile, too
+    below="int",  # 1: fetch the rows below a tile, too (fastnn.cpu.blocking.is_far)
     s0="T*",  # momentum, Adam's first moment, or RMSprop's mean of squares
     s1="T*",  # Adam's second moment, or RMSprop's momentum
     g="T*",  # the gradient, where it lies in memory (flat updates)

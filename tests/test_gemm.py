@@ -109,23 +109,32 @@ def test_one_row(layout, dtype):
 
 
 def test_one_row_has_kernels_of_its_own():
-    assert blocking.product(1, 9, 9, 1, 640, 1) == "gemv.gemv_rows"
-    assert blocking.product(1, 9, 9, 1, 1, 640) == "gemv.gemv_columns"
-    assert blocking.product(1, 9, 9, 3, 1, 640) == "gemm.gemm"  # a dot product would read A's gaps
-    assert blocking.product(2, 9, 9, 1, 640, 1) == "gemm.gemm"
-    assert blocking.product(2, 9, 9, 1, 640, 1, alone=True) == "small.fused"
-    assert blocking.product(128, 256, 784, 1, 256, 1, alone=True) == "gemm.gemm"
+    assert blocking.of_row(1, 1, 640, 1) == "gemv.gemv_rows"
+    assert blocking.of_row(1, 1, 1, 640) == "gemv.gemv_columns"
+    assert blocking.of_row(1, 3, 1, 640) is None  # a dot product would read A's gaps
+    assert blocking.of_row(2, 1, 640, 1) is None
 
 
-# --- small products, by one thread ----------------------------------------------------------------------------------
+def test_products_that_are_not_cut(monkeypatch):
+    monkeypatch.setattr(target, "caches", lambda: {"L1": 32 << 10, "L2": 512 << 10, "L3": 8 << 20})
+    assert blocking.of_matrix(256, 64, 64, "float32") == "small.fused"
+    assert blocking.of_matrix(256, 64, 256, "float32") == "small.fused"
+    assert blocking.of_matrix(256, 64, 257, "float32") == "gemm.gemm"  # 256 KiB and more
+    assert blocking.of_matrix(256, 64, 256, "float64") == "gemm.gemm"
+    assert blocking.of_matrix(1, 1, 10_000, "float32") == "gemm.gemm"  # a panel deeper than the first-level cache
+
+
+# --- products that are not cut --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def by_small_fused(monkeypatch):
     """Every product by the kernel of small networks."""
-    general = blocking.product
-    monkeypatch.setattr(blocking, "product", lambda *shape: general(*shape, alone=True))
-    monkeypatch.setattr(blocking, "blocks", lambda m, n, k, *how: {**blocking.whole(k), "pack": 0})
+    of_row = blocking.of_row
+    monkeypatch.setattr(blocking, "of_row", lambda *shape: of_row(*shape) or "small.fused")
+    monkeypatch.setattr(
+        blocking, "blocks", lambda m, n, k, dtype, *how: {**blocking.whole(m, n, k, dtype, 1), "pack": 0}
+    )
     immediate.layout.cache_clear()
     yield
     immediate.layout.cache_clear()
@@ -200,8 +209,11 @@ def test_teams_give_the_same_bits(shape, layout, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["plain", "transposed"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shares_cover_the_product(shape, layout, dtype):
+@pytest.mark.parametrize("kernel", ["gemm", "small"])
+def test_shares_cover_the_product(kernel, shape, layout, dtype, request):
     """Each thread's share by itself, in any order: together they are the product, and no element is in two."""
+    if kernel == "small":
+        request.getfixturevalue("by_small_fused")
     m, k, n = shape
     a, b = random((m, k), dtype, 1), place(random((k, n), dtype, 2), layout).array
     whole = np.empty((m, n), dtype)

@@ -13,9 +13,9 @@ import pytest
 import reference as ref
 from guard import ENDS, Guarded, guarded
 
-from fastnn.cpu import loader, target
+from fastnn.cpu import blocking, loader, target
 from fastnn.cpu.memory import address
-from fastnn.records import DROPOUT, GATHER, LABELS, LOSS, METRIC, RUN, SCATTER, TOTAL, UPDATE
+from fastnn.records import DROPOUT, GATHER, GEMM, LABELS, LOSS, METRIC, RUN, SCATTER, TOTAL, UPDATE
 
 DTYPES = ("float32", "float64")
 ALL_THREADS = (1, 3)
@@ -108,13 +108,14 @@ def test_gather_looks_no_further_than_the_run(samples):
     """Orders are read a step ahead, but no further than they reach."""
     x, rows, cols = random((20, 5), "float32"), 4, 5
     index = guarded(np.random.default_rng(2).permutation(samples))
-    out = np.empty((rows, cols), "float32")
-    fields = {"x": x, "index": index, "out": out, "cols": cols, "ld": cols, "x_row": 5, "x_col": 1, "step_rows": rows}
+    ld = -(-cols // lanes("float32")) * lanes("float32")
+    out = guarded(np.empty((rows, ld), "float32"))
+    fields = {"x": x, "index": index, "out": out, "cols": cols, "ld": ld, "x_row": 5, "x_col": 1, "step_rows": rows}
     for step in range(3):
         batch = index[step * rows : (step + 1) * rows]
         run = {"stop": 3, "short_step": 2 if samples % rows else -1}
         call("rows.gather_float32", "float32", GATHER, {**fields, "rows": len(batch), "scale": 1}, step=step, **run)
-        np.testing.assert_array_equal(out[: len(batch)], x[batch])
+        np.testing.assert_array_equal(out[: len(batch), :cols], x[batch])
 
 
 @pytest.mark.parametrize("source", ["float32", "float64", "uint8"])
@@ -359,6 +360,41 @@ def test_flat_updates(end, name, dtype):
             np.testing.assert_allclose(held[i].array, expected, **close(dtype))
             held[i].assert_gaps_untouched()
         np.testing.assert_array_equal(held[3].array, g)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", ALL_THREADS)
+@pytest.mark.parametrize("kernel", ["gemm.gemm", "small.fused", "gemv.gemv_rows"])
+def test_biases_get_the_sums_of_rows(kernel, threads, dtype):
+    """A weight gradient X' D, and 1' D to a bias, by gradient descent."""
+    w = lanes(dtype)
+    inputs = 2 * blocking.MR + 1
+    for units, rows in itertools.product((w, 2 * w, 5 * w), (1, 3, 4, 5, 37)):
+        alone = kernel.startswith("gemv")  # a single unit, whose gradient is a vector: D' X instead
+        units = 1 if alone else units
+        x, d = random((rows, -(-inputs // w) * w), dtype, 1), random((rows, units), dtype, 2)
+        weights, bias = random((inputs, units), dtype, 3), random(units, dtype, 4)
+        padded = np.zeros(-(-max(inputs, units) // w) * w, dtype)
+        new_bias = padded.copy()
+        new_bias[:units] = bias
+        new_weights = np.concatenate([weights[:, 0], padded]) if alone else weights.copy()
+        epilogue = loader.address("optimizers.sgd", dtype)
+        updates = [record(UPDATE, kernel=epilogue, p=p, p_row=units) for p in (new_weights, new_bias)]
+        cut = blocking.blocks(inputs, units, rows, dtype, 1, x.shape[1], units, 1, threads)
+        if kernel == "small.fused":
+            cut = blocking.whole(inputs, units, rows, dtype, threads)
+        scratch = np.zeros(threads * blocking.scratch(dtype, cut), dtype)
+        fields = {**cut, "m": inputs, "n": units, "k": rows, "a": x, "a_row": 1, "a_col": x.shape[1]}
+        fields |= {"b": np.ascontiguousarray(d), "b_row": units, "b_col": 1}
+        if alone:
+            fields |= {"a": d, "a_row": 1, "a_col": 1, "m": 1, "b": x, "b_row": x.shape[1], "n": inputs}
+        fields |= {"epilogue": address(updates[0]), "sums": address(updates[1])}
+        fields |= {"scratch": scratch, "scratch_stride": scratch.size // threads}
+        call(kernel, dtype, GEMM, fields, threads=threads, rate=np.array([RATE]))
+        wide_x, wide_d = x[:, :inputs].astype(float), d.astype(float)
+        found = new_weights[:inputs, np.newaxis] if alone else new_weights
+        np.testing.assert_allclose(found, weights - RATE * wide_x.T @ wide_d, **close(dtype, 64))
+        np.testing.assert_allclose(new_bias[:units], bias - RATE * wide_d.sum(axis=0), **close(dtype, 64))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

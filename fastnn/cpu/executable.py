@@ -60,7 +60,7 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     """How a product is divided into blocks and tasks."""
     m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
     if op.kernel == "small.fused":
-        return blocking.whole(k)
+        return {"by_rows": int(op.by_rows and op.batch == "m"), **blocking.whole(m, n, k, dtype, threads)}
     strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
@@ -75,12 +75,12 @@ def divide(program: Program, dtype: str, threads: int) -> None:
         m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
         strides = _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
         if op.sums is not None and _int(op.sums, "n") > 1:  # gemv's kernels have sums of a single unit only
-            op.kernel = blocking.of_matrix(m, n, k, alone=threads == 1)
+            op.kernel = blocking.of_matrix(m, n, k, dtype)
         else:
-            op.kernel = blocking.product(m, n, k, *strides, alone=threads == 1)
+            op.kernel = blocking.of_row(m, *strides) or blocking.of_matrix(m, n, k, dtype)
         if op.epilogue is not None and op.epilogue.record is UPDATE:
-            # What a small product updates is in the second-level cache, where loads find it soon enough.
-            op.epilogue.fields["below"] = int(op.kernel != "small.fused")
+            arrays = sum(isinstance(op.epilogue.fields[name], Ref) for name in ("p", "s0", "s1"))
+            op.epilogue.fields["below"] = int(blocking.is_far(m * n * arrays, dtype))
         if op.batch == "m":
             op.by_rows = blocking.by_rows(m, n, k, dtype, threads)
         elif op.batch == "n":
@@ -90,7 +90,7 @@ def divide(program: Program, dtype: str, threads: int) -> None:
 
 def claimed(op: Op, threads: int) -> bool:
     """Whether threads take each other's tasks of a product: where that is worth atomic operations."""
-    if threads == 1 or op.kernel != "gemm.gemm" or op.by_rows:
+    if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused") or op.by_rows:
         return False
     return _int(op, "m") * _int(op, "n") * _int(op, "k") > CLAIMED
 

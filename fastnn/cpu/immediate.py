@@ -119,7 +119,7 @@ def layout(
     a_row, a_col, b_row, b_col, c_row, c_col = (s // size for s in strides)
     cut = blocking.blocks(m, n, k, dtype, a_row, a_col, b_row, b_col, threads)
     stride = blocking.scratch(dtype, cut)
-    where, kernel = function(blocking.product(m, n, k, a_col, b_row, b_col), dtype)
+    where, kernel = function(blocking.of_row(m, a_col, b_row, b_col) or "gemm.gemm", dtype)
     values = {"kernel": where, "m": m, "n": n, "k": k, **cut, "scratch_stride": stride}
     values |= {"a_row": a_row, "a_col": a_col, "b_row": b_row, "b_col": b_col}
     records = bytearray(2 * SLOT)

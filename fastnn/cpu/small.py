@@ -1,10 +1,10 @@
-"""The product of small matrices, C = epilogue(A B), by one thread.
+"""The product of small matrices, C = epilogue(A B).
 
 `fastnn.cpu.gemm` cuts and packs for the caches; where all operands are in the first two levels that takes longer than
 it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 
 =========  ==========================================================================================
-`plain`    rows of B are contiguous and the epilogue does nothing: written from the registers to C
+`plain`    rows of B are contiguous and the epilogue does nothing: written from the registers to C, by one thread
 `fused`    any strides, any epilogue; what a step of a small network consists of
 =========  ==========================================================================================
 """
@@ -12,8 +12,10 @@ it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 from fastnn.cpu.blocking import MR
 from fastnn.cpu.gemm import FEW, HALF, pack_panel, sum_rows
 from fastnn.cpu.jit import device, kernel
+from fastnn.cpu.share import claim, share
 from fastnn.cpu.simd import (
     call_epilogue,
+    is_null,
     lanes,
     load,
     load_first,
@@ -106,15 +108,15 @@ def make_tile(height, vectors):
 
 
 def make_panel(vectors):
-    """All rows of the `cols` columns from j on; B has as many columns as the vectors have lanes."""
+    """Rows `top` to `bottom` of the `cols` columns from j on; B has as many columns as the vectors have lanes."""
     tall, half, few = (make_tile(height, vectors) for height in (MR, HALF, FEW))
 
     @device
-    def panel(op, run, step, b, b_row, tile, j, cols):
+    def panel(op, run, step, b, b_row, tile, j, cols, top, bottom):
         k, a_row, a_col = op.k, op.a_row, op.a_col
         offsets = row_offsets(a_row, MR)
-        for i in range(0, op.m, MR):
-            a, rows = offset(op.a, i * a_row), min(op.m - i, MR)
+        for i in range(top, bottom, MR):
+            a, rows = offset(op.a, i * a_row), min(bottom - i, MR)
             if rows == MR:
                 tall(a, offsets, a_col, b, b_row, k, tile)
             elif rows > HALF:
@@ -131,20 +133,52 @@ def make_panel(vectors):
 wide, narrow = make_panel(2), make_panel(1)
 
 
-@kernel(GEMM)
-def fused(op, run, step, thread):
+@device
+def some_tiles(op, run, step, packed, low, high, tiles, first, last):
+    """The tiles from `first` to `last`, counted down each panel of `tiles` and from panel to panel."""
     w = lanes(op.a)
-    tile = offset(op.scratch, op.k * 2 * w)
-    for j in range(0, op.n, 2 * w):
+    tile = offset(packed, op.k * 2 * w)
+    panel = first // tiles if first > 0 else 0
+    before = panel * tiles  # tiles of earlier panels
+    for j in range(panel * 2 * w, op.n, 2 * w):
+        top, bottom = low + max(first - before, 0) * MR, min(low + (last - before) * MR, high)
+        if top >= bottom:
+            return
+        before += tiles
         cols = min(2 * w, op.n - j)
         width = 2 * w if cols > w else w
         b, b_row = offset(op.b, j * op.b_col), op.b_row
         if op.b_col != 1 or cols < width:
-            pack_panel(b, b_row, op.b_col, op.k, cols, width, op.scratch)
-            b, b_row = op.scratch, width
-        if op.sums:
+            pack_panel(b, b_row, op.b_col, op.k, cols, width, packed)
+            b, b_row = packed, width
+        if op.sums and top == 0:
             sum_rows(op, run, step, b, b_row, tile, j, width)
         if cols > w:
-            wide(op, run, step, b, b_row, tile, j, cols)
+            wide(op, run, step, b, b_row, tile, j, cols, top, bottom)
         else:
-            narrow(op, run, step, b, b_row, tile, j, cols)
+            narrow(op, run, step, b, b_row, tile, j, cols, top, bottom)
+
+
+@kernel(GEMM)
+def fused(op, run, step, thread):
+    low, high = 0, op.m
+    if op.by_rows:
+        low, high = share(op.m, thread, run.threads)
+    w, claims = lanes(op.a), op.claims
+    tiles = (high - low + MR - 1) // MR
+    total = (op.n + 2 * w - 1) // (2 * w) * tiles
+    packed = offset(op.scratch, thread * op.scratch_stride)
+    first, last, each, tasks, task, owner = 0, total, 0, 0, 0, thread
+    if not is_null(claims):
+        each = op.rows // MR  # tiles of a task
+        tasks = (total + each - 1) // each
+        owner, task = claim(claims, tasks, thread, run.threads, owner)
+    elif not op.by_rows:
+        first, last = share(total, thread, run.threads)
+    while task >= 0:
+        if tasks > 0:
+            first, last = task * each, min((task + 1) * each, total)
+        some_tiles(op, run, step, packed, low, high, tiles, first, last)
+        if tasks == 0:
+            return
+        owner, task = claim(claims, tasks, thread, run.threads, owner)
