@@ -80,7 +80,7 @@ def _update(call: Call, slot: int, rule: str, dtype: str) -> None:
 def _scratch(dtype: str) -> tuple[int, np.ndarray]:
     """The depth of a product's blocks and memory for them."""
     kc = blocking.depth(dtype, 1 << 20)
-    return kc, allocate(blocking.columns(dtype) * (kc + 9 * blocking.MR), dtype)
+    return kc, allocate(blocking.columns(dtype) * (kc + max(9, blocking.TILES) * blocking.MR), dtype)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 =========  ==========================================================================================
 """
 
-from fastnn.cpu.blocking import MR
+from fastnn.cpu.blocking import MR, TILES
 from fastnn.cpu.gemm import FEW, HALF, pack_panel, sum_rows
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.share import claim, share
@@ -114,18 +114,21 @@ def make_panel(vectors):
     @device
     def panel(op, run, step, b, b_row, tile, j, cols, top, bottom):
         k, a_row, a_col = op.k, op.a_row, op.a_col
+        width = vectors * lanes(op.a)
         offsets = row_offsets(a_row, MR)
-        for i in range(top, bottom, MR):
-            a, rows = offset(op.a, i * a_row), min(bottom - i, MR)
-            if rows == MR:
-                tall(a, offsets, a_col, b, b_row, k, tile)
-            elif rows > HALF:
-                tall(a, row_offsets_within(a_row, MR, rows), a_col, b, b_row, k, tile)
-            elif rows > FEW:
-                half(a, row_offsets_within(a_row, HALF, rows), a_col, b, b_row, k, tile)
-            else:
-                few(a, row_offsets_within(a_row, FEW, rows), a_col, b, b_row, k, tile)
-            call_epilogue(op.epilogue, run, step, tile, vectors * lanes(op.a), i, j, rows, cols)
+        for i in range(top, bottom, TILES * MR):
+            many = min(bottom - i, TILES * MR)
+            for r in range(0, many, MR):
+                a, rows, out = offset(op.a, (i + r) * a_row), many - r, offset(tile, r * width)
+                if rows >= MR:
+                    tall(a, offsets, a_col, b, b_row, k, out)
+                elif rows > HALF:
+                    tall(a, row_offsets_within(a_row, MR, rows), a_col, b, b_row, k, out)
+                elif rows > FEW:
+                    half(a, row_offsets_within(a_row, HALF, rows), a_col, b, b_row, k, out)
+                else:
+                    few(a, row_offsets_within(a_row, FEW, rows), a_col, b, b_row, k, out)
+            call_epilogue(op.epilogue, run, step, tile, width, i, j, many, cols)
 
     return panel
 
