@@ -42,6 +42,8 @@ def moved(op: Op, size: int) -> int:
         return 2 * INT64 * rows + index
     if record is records.MAP and op.kernel.endswith("_map"):
         return 2 * size * _int(fields, "n")
+    if op.kernel.endswith("_outer"):
+        return size * (rows * cols * (2 - (fields["x"] == fields["y"])) + rows + cols)
     if record in (records.SCATTER, records.DROPOUT, records.MAP):
         return rows * cols * size * (2 + _given(fields, "g"))
     if record is records.TOTAL:

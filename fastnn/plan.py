@@ -435,6 +435,9 @@ class Lowering:
         activation = getattr(previous, "activation", "linear")
         fused = isinstance(previous, Affine) and activation != "softmax"
         output = self._outputs[i - 1]
+        if stage.units == 1 and stage.inputs > 1:  # rows of one number are not padded
+            self._outer(stage, activation if fused else "linear", previous, gradient, output, target)
+            return target, fused
         if fused and activation != "linear":
             epilogue = Op(
                 f"activations.{activation}_backward",
@@ -467,6 +470,29 @@ class Lowering:
             reads=(gradient, f"kernel {stage.name}"),
         )
         return target, fused
+
+    def _outer(self, stage: Affine, activation: str, previous: Stage, gradient: str, output: str, target: str) -> None:
+        """The input gradient of a single unit: a column times a row, times the slope of the activation before."""
+        linear = activation == "linear"  # has no use for outputs
+        self.flops += 2 * self.rows * stage.inputs
+        self._add(
+            (stage.name, "input gradient"),
+            f"activations.{activation}_outer",
+            records.MAP,
+            {
+                "x": self._ref(target if linear else output),
+                "g": self._ref(gradient),
+                "row": Ref("params", stage.kernel),
+                "y": self._ref(target),
+                "rows": self.rows,
+                "cols": stage.inputs,
+                "ld": self.pad(stage.inputs),
+                "alpha": 0.0 if linear else previous.alpha,  # type: ignore[union-attr]
+            },
+            reads=(gradient, f"kernel {stage.name}", *(() if linear else (output,))),
+            writes=(target,),
+            by_rows=True,
+        )
 
     def _update(self, stage: Affine, i: int, gradient: str, update: Update) -> None:
         """W and b by dW = A' D and db = 1' D, which never reach memory."""

@@ -131,6 +131,7 @@ MAP = Record(  # y = f(x), element by element
     g="T*",
     n="int",
     alpha="float",
+    row="T*",  # a vector of `cols` elements
     rows="int",
     cols="int",
     ld="int",

@@ -152,6 +152,10 @@ def accesses(op, dtype):
         return [], matrix(f["out"], rows, words, words, owner)
     if kind is records.SCATTER:
         return matrix(f["x"], rows, cols, ld, owner), matrix(f["out"], rows, cols, cols, owner)
+    if op.kernel.endswith("_outer"):
+        reads = matrix(f["g"], rows, 1, 1, owner) + matrix(f["row"], 1, cols, 0, EVERYONE)
+        reads += matrix(f["x"], rows, cols, ld, owner) if f["x"] != f["y"] else []
+        return reads, matrix(f["y"], rows, cols, ld, owner)
     if kind in (records.MAP, records.DROPOUT):
         reads = matrix(f["x"], rows, cols, ld, owner) + matrix(f.get("g"), rows, cols, ld, owner)
         return reads, matrix(f["y"], rows, cols, ld, owner)

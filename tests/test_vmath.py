@@ -411,6 +411,27 @@ def matrix(x, y, g=0):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_outer(name, threads, dtype):
+    """A column times a row times the slope; rows are padded, and what is behind them is not touched."""
+    rng = np.random.default_rng(5)
+    lanes = target.host().lanes(dtype)
+    for rows, cols in itertools.product((1, 5), (2, lanes - 1, lanes, lanes + 1, 2 * lanes, 4 * lanes + 1)):
+        whole = -(-cols // lanes) * lanes
+        x = rng.standard_normal((rows, whole)).astype(dtype)
+        g, row = numbers(rng, (1, rows), dtype)[0], numbers(rng, (1, cols), dtype)[0]
+        y, memory = guarded((rows, whole), dtype)
+        y = as_strided(y, strides=(whole * y.itemsize, y.itemsize))  # no gaps
+        op = record(MAP, x=x, y=y, g=g, row=row, rows=rows, cols=cols, ld=whole, alpha=ALPHA)
+        call(f"{name}_outer", op, dtype, threads=threads)
+        close(y[:, :cols], g[:, np.newaxis] * row * ACTIVATIONS[name][1](x[:, :cols].astype(np.float64)))
+        assert (y[:, cols:] == 0).all(), "padding stays 0"
+        y[:] = GUARD
+        assert np.all(memory == GUARD)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_matrix_kernels(in_place, threads, dtype):
     rng = np.random.default_rng(5)

@@ -5,7 +5,7 @@
 ``slope(y, alpha)``
     its derivative, expressed by its output y = f(x), so that x need not be kept.
 
-``alpha`` is the one parameter an activation may have.  To add an activation, write the two functions and the five lines
+``alpha`` is the one parameter an activation may have.  To add an activation, write the two functions and the six lines
 that name its kernels:
 
 ===================  ==========================================================================================
@@ -15,6 +15,7 @@ that name its kernels:
 ``name_map``         y = f(x)
 ``name_slope``       y = f'(x), where x holds the output of f
 ``name_gradient``    y = g f'(x), likewise, for a matrix
+``name_outer``       y = (g w') f'(x), likewise, for a column g and a row w: what `name_backward` is to a single unit
 ===================  ==========================================================================================
 
 Softmax is not element-wise: it has kernels over rows, at the end.
@@ -180,6 +181,31 @@ def gradient(slope):
     return apply
 
 
+def outer(slope):
+    """``y = g w' * slope(x)`` for rows x cols elements, in rows of whole vectors; g has `rows` elements, w `cols`."""
+
+    @kernel(MAP)
+    def apply(op, run, step, thread):
+        first, last = share(op.rows, thread, run.threads)
+        w = lanes(op.x)
+        x, y, g, row, cols, ld, alpha = op.x, op.y, op.g, op.row, op.cols, op.ld, op.alpha
+        c = 0
+        while c + NV * w <= cols:
+            factor = load_block(offset(row, c), 0, 1, NV)
+            for r in range(first, last):
+                at = r * ld + c
+                store_block(offset(y, at), 0, 1, factor * g[r] * slope(load_block(offset(x, at), 0, 1, NV), alpha))
+            c += NV * w
+        while c < cols:
+            factor = load_before(row, c, cols)
+            for r in range(first, last):
+                at = r * ld + c
+                store(y, at, factor * g[r] * slope(load(x, at), alpha))
+            c += w
+
+    return apply
+
+
 # --- linear -------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +224,7 @@ linear_backward = backward(linear_prime)
 linear_map = elementwise(linear)
 linear_slope = elementwise(linear_prime)
 linear_gradient = gradient(linear_prime)
+linear_outer = outer(linear_prime)
 
 # --- relu: a comparison with NaN is false, so each `select` names what NaN must not choose -------------------------
 
@@ -217,6 +244,7 @@ relu_backward = backward(relu_prime)
 relu_map = elementwise(relu)
 relu_slope = elementwise(relu_prime)
 relu_gradient = gradient(relu_prime)
+relu_outer = outer(relu_prime)
 
 # --- leaky relu: alpha is the slope for negative x and must not be negative, or the output would not tell them apart -
 
@@ -236,6 +264,7 @@ leaky_relu_backward = backward(leaky_relu_prime)
 leaky_relu_map = elementwise(leaky_relu)
 leaky_relu_slope = elementwise(leaky_relu_prime)
 leaky_relu_gradient = gradient(leaky_relu_prime)
+leaky_relu_outer = outer(leaky_relu_prime)
 
 # --- sigmoid ------------------------------------------------------------------------------------------------------
 
@@ -255,6 +284,7 @@ sigmoid_backward = backward(sigmoid_prime)
 sigmoid_map = elementwise(sigmoid)
 sigmoid_slope = elementwise(sigmoid_prime)
 sigmoid_gradient = gradient(sigmoid_prime)
+sigmoid_outer = outer(sigmoid_prime)
 
 # --- tanh: (1 - y) (1 + y) keeps the digits that 1 - y y loses near |y| = 1 where there is no fused multiply-add ------
 
@@ -274,6 +304,7 @@ tanh_backward = backward(tanh_prime)
 tanh_map = elementwise(tanh)
 tanh_slope = elementwise(tanh_prime)
 tanh_gradient = gradient(tanh_prime)
+tanh_outer = outer(tanh_prime)
 
 # --- functions that are no activations of a layer, element by element ------------------------------------------------
 
