@@ -369,7 +369,8 @@ def test_biases_get_the_sums_of_rows(kernel, threads, dtype):
     """A weight gradient X' D, and 1' D to a bias, by gradient descent."""
     w = lanes(dtype)
     inputs = 2 * blocking.MR + 1
-    for units, rows in itertools.product((w, 2 * w, 5 * w), (1, 3, 4, 5, 37)):
+    deep = blocking.depth(dtype, 1 << 20) + 5  # sums of products wait for the next block of rows meanwhile
+    for units, rows in itertools.product((w, 2 * w, 5 * w), (1, 3, 4, 5, 37, deep)):
         alone = kernel.startswith("gemv")  # a single unit, whose gradient is a vector: D' X instead
         units = 1 if alone else units
         x, d = random((rows, -(-inputs // w) * w), dtype, 1), random((rows, units), dtype, 2)

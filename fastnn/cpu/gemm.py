@@ -353,8 +353,6 @@ def gemm(op, run, step, thread):
                     cols = min(nr, right - j)
                     width = nr if cols > w else w
                     panel, b_row, source, later = offset(b, j * op.b_col), op.b_row, pointer_at(0, b), 0
-                    if op.sums and start and i == 0:
-                        sum_rows(op, run, step, panel, b_row, partials, j, width)
                     if op.pack or cols < width:
                         to = packed
                         if op.kept:
@@ -367,6 +365,9 @@ def gemm(op, run, step, thread):
                             pack_panel(panel, op.b_row, op.b_col, k, cols, width, to)
                         panel, b_row = to, width
                     partial = offset(partials, (j - left) * op.partial + (i - top) * width)
+                    if op.sums and start and i == 0:
+                        # From where B lies, and in place of this panel's tiles, which come later.
+                        sum_rows(op, run, step, offset(b, j * op.b_col), op.b_row, partial, j, width)
                     if width == nr:
                         block_wide(op, run, step, a, a_tile, a_row, a_col, panel, b_row, source, op.b_row, later, k,
                                    partial, i, j, rows, cols, start, end)  # fmt: skip
