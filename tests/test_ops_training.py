@@ -182,6 +182,19 @@ def test_bias_corrections_keep_their_digits(beta, step):
     np.testing.assert_allclose(p[0], -(1 - beta) / exact, rtol=1e-15)
 
 
+def test_step_sizes_once_the_corrections_are_one():
+    """The last steps that compute them, and the first that do not."""
+    adam, other = fastnn.optimizers.Adam(0.25), fastnn.optimizers.AdamW(0.25, weight_decay=0.5)
+    whole = adam.rates(41_000)
+    assert (np.diff(whole[2000:]) >= 0).all()
+    for start in (300, 379, 380, 39_979, 39_980, 40_997):
+        adam.iterations = start
+        np.testing.assert_array_equal(adam.rates(3), whole[start : start + 3])
+    np.testing.assert_array_equal(adam.rates(3), np.full(3, 0.25))
+    other.iterations = 10**9
+    np.testing.assert_array_equal(other.rates(2), [[0.25, 0.875]] * 2)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1,), (7,), (0,), (33, 65), (3, 4, 5)])
 def test_adam_update(shape, dtype):
