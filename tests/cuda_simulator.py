@@ -19,6 +19,7 @@ import numpy as np
 WARP, WARPGROUP = 32, 128
 PATIENCE = 200  # rounds in which threads only looked at memory, before the grid is called stuck
 ARENA_ALIGNMENT = 1024
+DYNAMIC_BEGIN = 1024 + 96  # the system's, and static arrays: a linker need not align what an alignment was asked for
 
 
 class Thread(greenlet.greenlet):
@@ -33,14 +34,14 @@ class Thread(greenlet.greenlet):
 
 
 class Block:
-    """Shared memory, and what threads of a block exchange.  Dynamic memory lies at 0, arrays behind it."""
+    """Shared memory, and what threads of a block exchange.  Arrays lie behind the dynamic memory."""
 
     def __init__(self, place: tuple[int, int, int], dynamic: int) -> None:
         size = 256 * 1024
         self._room = np.full(size + ARENA_ALIGNMENT, 0xFF, np.uint8)  # not a number, until someone writes
         begin = -self._room.ctypes.data % ARENA_ALIGNMENT
         self.memory = self._room[begin : begin + size]
-        self.place, self.used, self.arrays = place, dynamic, []
+        self.place, self.used, self.arrays = place, DYNAMIC_BEGIN + dynamic, []
         self.barriers: dict[int, dict[str, int]] = {}
         self.exchanged: dict[Any, Any] = {}
         self.threads: list[Thread] = []
@@ -48,7 +49,7 @@ class Block:
     def array(self, call: int, size: int, dtype: Any, alignment: int) -> np.ndarray:
         if call == len(self.arrays):
             if size == 0:
-                self.arrays.append(self.memory.view(dtype))
+                self.arrays.append(self.memory[DYNAMIC_BEGIN:].view(dtype))
             else:
                 begin = -(-self.used // alignment) * alignment
                 self.used = begin + size * np.dtype(dtype).itemsize

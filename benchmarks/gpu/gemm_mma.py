@@ -32,7 +32,7 @@ def make(convert: Callable[..., int], split: bool) -> Callable[..., None]:
 
     def tgemm(a, b, c, n, k):
         # a is (m, k), b (k, n), c (m, n), in C order; m and n are multiples of 128, k of 32.  Block (x, y): tile y, x.
-        shared = cuda.shared.array(0, float32, alignment=16)
+        shared = ptx.pointer(cuda.shared.array(0, float32, alignment=16))
         sums = cuda.local.array(64, float32)
         left, left_rest = cuda.local.array(16, uint32), cuda.local.array(16, uint32)
         right, right_rest = cuda.local.array(8, uint32), cuda.local.array(8, uint32)

@@ -21,6 +21,7 @@ KC = 64  # 128 bytes of bf16: a row of the swizzle
 DEPTH = 16  # of one instruction
 GROUP = 16  # tiles below each other that run before the next column of tiles, so that L2 holds what they share
 A_BYTES = 2 * MC * KC
+ATOM = 1024  # bytes of eight swizzled rows
 
 
 def stages(columns: int) -> int:
@@ -29,14 +30,14 @@ def stages(columns: int) -> int:
 
 
 def shared_bytes(columns: int) -> int:
-    """Shared memory for operands; atoms begin at multiples of 1 KiB."""
-    return stages(columns) * (A_BYTES + 2 * columns * KC)
+    """Shared memory for operands, two barriers a stage, and what is lost before the first multiple of an atom."""
+    return ATOM + stages(columns) * (A_BYTES + 2 * columns * KC + 16)
 
 
 def make(columns: int, transposed: bool) -> Callable[..., None]:
     """The kernel for tiles of 128 x `columns`; b is (n, k), or (k, n) if it is `transposed`."""
     nc, steps = columns, stages(columns)
-    stage_bytes, barriers = A_BYTES + 2 * columns * KC, 2 * steps
+    stage_bytes = A_BYTES + 2 * columns * KC
     box_bytes = 2 * 64 * KC  # of b if it is transposed: 64 columns, KC rows
     boxes = columns // 64
     add_product, zeros = hopper.bf16_product(columns, transposed)
@@ -50,13 +51,14 @@ def make(columns: int, transposed: bool) -> Callable[..., None]:
 
     def wgemm(a_map, b_map, c, n, k):
         # a is (m, k), c (m, n), in C order; m is a multiple of 128, n of the tile's columns, k of 64.  A block, a tile.
-        operands = cuda.shared.array(0, uint8, alignment=1024)
-        flags = cuda.shared.array(barriers, int64)
+        # Atoms are put in their places here: nvJitLink 13.0 lets dynamic memory begin right behind static arrays,
+        # whatever alignment it has, so that a box came to a misaligned address.
+        room = cuda.shared.array(0, uint8)
         thread = int32(cuda.threadIdx.x)
         warpgroup = thread >> 7
-        full = hopper.address(flags, 0)
+        base = hopper.address(room, 0) + uint32(ATOM - 1) & uint32(-ATOM & 0xFFFFFFFF)
+        full = base + uint32(steps * stage_bytes)
         empty = full + uint32(8 * steps)
-        base = hopper.address(operands, 0)
         if thread == 0:
             for i in range(steps):
                 hopper.barrier_init(full + uint32(8 * i), int32(1))
