@@ -84,6 +84,7 @@ GEMM = Record(
     panels="int",  # panels (of NR columns) of C that one task computes
     rows="int",  # rows of C that one task computes
     by_rows="int",  # 1: each thread has the same rows of C as in kernels over rows, else some of all tasks
+    touched="int",  # 1: get the lines of a tile of C from other cores while it is computed; its c_col is 1
     block="int",  # rows of A that are used together
     kept="int",  # depth of packed B for which there is room: k, kc, or 0 for one panel at a time
     partial="int",  # rows of C for which there is room between two blocks of k

@@ -60,7 +60,8 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     """How a product is divided into blocks and tasks."""
     m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
     if op.kernel == "small.fused":
-        return {"by_rows": int(op.by_rows and op.batch == "m"), **blocking.whole(m, n, k, dtype, threads)}
+        by_rows = int(op.by_rows and op.batch == "m")
+        return {"by_rows": by_rows, "touched": int(op.shared), **blocking.whole(m, n, k, dtype, threads)}
     strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
@@ -85,7 +86,20 @@ def divide(program: Program, dtype: str, threads: int) -> None:
             op.by_rows = blocking.by_rows(m, n, k, dtype, threads)
         elif op.batch == "n":
             op.by_rows = op.kernel == "gemv.gemv_columns"
+    for op in program.ops:
+        op.shared = threads > 1 and _shared(op, program.ops)
     schedule(program.ops)
+
+
+def _shared(op: Op, ops: list[Op]) -> bool:
+    """Whether threads read what others write in an operation.
+
+    Tiles of a weight and tiles of the product that it is a factor of are divided in the same way, by columns.
+    """
+    readers = [e for e in ops if e is not op and not set(op.writes).isdisjoint(e.reads)]
+    if op.epilogue is not None and op.epilogue.record is UPDATE:
+        return any(e.by_rows for e in readers)
+    return any(not (op.by_rows and e.by_rows) for e in readers)
 
 
 def claimed(op: Op, threads: int) -> bool:

@@ -84,6 +84,7 @@ from fastnn.cpu.simd.memory import (
     store_block,
     store_first,
     stream,
+    touch,
 )
 from fastnn.cpu.simd.references import (
     ANY_REF,
@@ -184,6 +185,7 @@ __all__ = [
     "sum_lanes",
     "sum_vectors",
     "table",
+    "touch",
     "transpose_block",
     "transpose_corner",
     "vec",
