@@ -117,27 +117,52 @@ def test_one_row_has_kernels_of_its_own():
 
 def test_products_that_are_not_cut(monkeypatch):
     monkeypatch.setattr(target, "caches", lambda: {"L1": 32 << 10, "L2": 512 << 10, "L3": 8 << 20})
-    assert blocking.of_matrix(256, 64, 64, "float32") == "small.fused"
-    assert blocking.of_matrix(256, 64, 256, "float32") == "small.fused"
-    assert blocking.of_matrix(256, 64, 257, "float32") == "gemm.gemm"  # 256 KiB and more
-    assert blocking.of_matrix(256, 64, 256, "float64") == "gemm.gemm"
-    assert blocking.of_matrix(1, 1, 10_000, "float32") == "gemm.gemm"  # a panel deeper than the first-level cache
+    assert blocking.of_matrix(256, 64, 64, "float32", 1) == "small.fused"
+    assert blocking.of_matrix(256, 64, 256, "float32", 1) == "small.fused"
+    assert blocking.of_matrix(256, 64, 257, "float32", 1) == "gemm.gemm"  # 256 KiB and more
+    assert blocking.of_matrix(256, 64, 256, "float64", 1) == "gemm.gemm"
+    assert blocking.of_matrix(1, 1, 10_000, "float32", 1) == "gemm.gemm"  # a panel deeper than the first-level cache
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_slim_products(dtype):
+    w, rows = CPU.lanes(dtype), blocking.TILES * MR
+    assert blocking.of_matrix(rows, w, 10, dtype, 1) == "small.slim"
+    assert blocking.of_matrix(rows + 1, w, 10, dtype, 1) == "small.fused"
+    assert blocking.of_matrix(rows, w + 1, 10, dtype, 1) == "small.fused"
+    assert blocking.of_matrix(rows, w, 10, dtype, 16) == "small.fused"  # rows of B are not contiguous
+    assert blocking.of_matrix(rows, w, 1 << 20, dtype, 1) == "gemm.gemm"
 
 
 # --- products that are not cut --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def by_small_fused(monkeypatch):
-    """Every product by the kernel of small networks."""
+def products_by(kernel, monkeypatch, **fields):
+    """Every product by one kernel of small networks."""
     of_row = blocking.of_row
-    monkeypatch.setattr(blocking, "of_row", lambda *shape: of_row(*shape) or "small.fused")
+    monkeypatch.setattr(blocking, "of_row", lambda *shape: of_row(*shape) or kernel)
     monkeypatch.setattr(
-        blocking, "blocks", lambda m, n, k, dtype, *how: {**blocking.whole(m, n, k, dtype, 1), "pack": 0}
+        blocking, "blocks", lambda m, n, k, dtype, *how: {**blocking.whole(m, n, k, dtype, 1), "pack": 0, **fields}
     )
     immediate.layout.cache_clear()
     yield
     immediate.layout.cache_clear()
+
+
+@pytest.fixture
+def by_small_fused(monkeypatch):
+    yield from products_by("small.fused", monkeypatch)
+
+
+@pytest.fixture
+def by_small_fused_in_teams(monkeypatch):
+    yield from products_by("small.fused", monkeypatch, touched=1)
+
+
+@pytest.fixture
+def by_small_slim(monkeypatch):
+    monkeypatch.setattr(immediate, "turned", lambda *operands: False)  # that would exchange m and n
+    yield from products_by("small.slim", monkeypatch)
 
 
 @linux
@@ -151,6 +176,42 @@ def test_small_edges(m, dtype):
         for *layouts, with_bias, end in itertools.islice(choices, 9):
             bias = random(n, dtype, 3) if with_bias else None
             check(random((m, k), dtype, 1), random((k, n), dtype, 2), layouts, bias, end)
+
+
+@linux
+@pytest.mark.usefixtures("by_small_fused_in_teams")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 5, MR - 1, MR, 2 * MR + 3])
+def test_tiles_that_are_touched(m, dtype):
+    """What a tile's lines are fetched by lies within the tile."""
+    w, nr, _ = widths(dtype)
+    for n, layout, end in itertools.product((1, w - 1, w, w + 1, nr, nr + 1, 2 * nr + 3), ("plain", "padded"), ENDS):
+        check(random((m, 9), dtype, 1), random((9, n), dtype, 2), ("plain", "plain", layout), None, end)
+
+
+@linux
+@pytest.mark.usefixtures("by_small_slim")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [0, 1, 3, 4, 5, 7, 8, 9, 17, blocking.TILES * MR])
+def test_slim_edges(m, dtype):
+    w, _, _ = widths(dtype)
+    choices = itertools.cycle(itertools.product(LAYOUTS, ("plain", "padded"), LAYOUTS, (True, False), ENDS))
+    for n, k in itertools.product((1, 2, w - 1, w), (0, 1, 2, w + 1, 3 * w)):
+        for *layouts, with_bias, end in itertools.islice(choices, 9):
+            bias = random(n, dtype, 3) if with_bias else None
+            check(random((m, k), dtype, 1), random((k, n), dtype, 2), layouts, bias, end)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_slim_has_the_bits_of_gemm(layout, dtype, request):
+    n = CPU.lanes(dtype) - 1
+    a, b, bias = place(random((21, 1300), dtype, 1), layout).array, random((1300, n), dtype, 2), random(n, dtype, 3)
+    general, slim = np.empty((21, n), dtype), np.empty((21, n), dtype)
+    immediate.gemm(a, b, general, bias, "tanh", 0.0, 1)
+    request.getfixturevalue("by_small_slim")
+    immediate.gemm(a, b, slim, bias, "tanh", 0.0, 1)
+    assert general.tobytes() == slim.tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -209,12 +270,15 @@ def test_teams_give_the_same_bits(shape, layout, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["plain", "transposed"])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kernel", ["gemm", "small"])
+@pytest.mark.parametrize("kernel", ["gemm", "small", "touched", "slim"])
 def test_shares_cover_the_product(kernel, shape, layout, dtype, request):
     """Each thread's share by itself, in any order: together they are the product, and no element is in two."""
-    if kernel == "small":
-        request.getfixturevalue("by_small_fused")
     m, k, n = shape
+    if kernel == "slim":
+        m, n, layout = min(m, blocking.TILES * MR), min(n, CPU.lanes(dtype)), "plain"
+    fixtures = {"small": "by_small_fused", "touched": "by_small_fused_in_teams", "slim": "by_small_slim"}
+    if kernel in fixtures:
+        request.getfixturevalue(fixtures[kernel])
     a, b = random((m, k), dtype, 1), place(random((k, n), dtype, 2), layout).array
     whole = np.empty((m, n), dtype)
     immediate.gemm(a, b, whole, None, "linear", 0.0, 1)

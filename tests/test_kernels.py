@@ -364,7 +364,7 @@ def test_flat_updates(end, name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", ALL_THREADS)
-@pytest.mark.parametrize("kernel", ["gemm.gemm", "small.fused", "gemv.gemv_rows"])
+@pytest.mark.parametrize("kernel", ["gemm.gemm", "small.fused", "small.slim", "gemv.gemv_rows"])
 def test_biases_get_the_sums_of_rows(kernel, threads, dtype):
     """A weight gradient X' D, and 1' D to a bias, by gradient descent."""
     w = lanes(dtype)
@@ -372,7 +372,7 @@ def test_biases_get_the_sums_of_rows(kernel, threads, dtype):
     deep = blocking.depth(dtype, 1 << 20) + 5  # sums of products wait for the next block of rows meanwhile
     for units, rows in itertools.product((w, 2 * w, 5 * w), (1, 3, 4, 5, 37, deep)):
         alone = kernel.startswith("gemv")  # a single unit, whose gradient is a vector: D' X instead
-        units = 1 if alone else units
+        units = 1 if alone else w if kernel == "small.slim" else units
         x, d = random((rows, -(-inputs // w) * w), dtype, 1), random((rows, units), dtype, 2)
         weights, bias = random((inputs, units), dtype, 3), random(units, dtype, 4)
         padded = np.zeros(-(-max(inputs, units) // w) * w, dtype)
@@ -382,7 +382,7 @@ def test_biases_get_the_sums_of_rows(kernel, threads, dtype):
         epilogue = loader.address("optimizers.sgd", dtype)
         updates = [record(UPDATE, kernel=epilogue, p=p, p_row=units) for p in (new_weights, new_bias)]
         cut = blocking.blocks(inputs, units, rows, dtype, 1, x.shape[1], units, 1, threads)
-        if kernel == "small.fused":
+        if kernel.startswith("small"):
             cut = blocking.whole(inputs, units, rows, dtype, threads)
         scratch = np.zeros(threads * blocking.scratch(dtype, cut), dtype)
         fields = {**cut, "m": inputs, "n": units, "k": rows, "a": x, "a_row": 1, "a_col": x.shape[1]}

@@ -97,6 +97,24 @@ def divided(program, dtype="float32"):
     return program
 
 
+def test_what_threads_share():
+    """Lines that other cores have are fetched from them early; those that only one core uses need not be."""
+    layers = [Input((20,)), Dense(64, "relu"), Dense(64, "relu"), Dense(1, "sigmoid")]
+    model = fastnn.Sequential(layers, n_threads=THREADS)
+    model.compile("adam", "binary_crossentropy")
+    x, y = np.zeros((256, 20)), np.zeros((256, 1))
+    samples = training.checked(model, x, y)
+    plan = Lowering(model.network.stages, samples.x_feed, 256, 256, model.network.backend.pad("float32"))
+    program = plan.train(training._objective(model, model.network), samples.y_feed, False, model._compiled()[1].update())
+    divide(program, "float32", 1)
+    assert not any(op.shared for op in program.ops)
+    divide(program, "float32", THREADS)
+    shared = {(op.layer, op.label): op.shared for op in program.ops}
+    assert shared["dense_1", "forward"]  # all rows are read for the gradient of the next layer's weights
+    assert shared["dense_1", "gradients + adam"]  # all weights are read for each row
+    assert not shared["loss", "gather y"]  # a row's targets are read for the same row only
+
+
 def by_row(rows):
     """The bit of the thread that has each row: `fastnn.cpu.share`."""
     owner = np.zeros(rows, int)

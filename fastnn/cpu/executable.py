@@ -59,7 +59,7 @@ def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
 def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     """How a product is divided into blocks and tasks."""
     m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
-    if op.kernel == "small.fused":
+    if op.kernel in ("small.fused", "small.slim"):
         by_rows = int(op.by_rows and op.batch == "m")
         return {"by_rows": by_rows, "touched": int(op.shared), **blocking.whole(m, n, k, dtype, threads)}
     strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
@@ -76,9 +76,9 @@ def divide(program: Program, dtype: str, threads: int) -> None:
         m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
         strides = _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
         if op.sums is not None and _int(op.sums, "n") > 1:  # gemv's kernels have sums of a single unit only
-            op.kernel = blocking.of_matrix(m, n, k, dtype)
+            op.kernel = blocking.of_matrix(m, n, k, dtype, strides[2])
         else:
-            op.kernel = blocking.of_row(m, *strides) or blocking.of_matrix(m, n, k, dtype)
+            op.kernel = blocking.of_row(m, *strides) or blocking.of_matrix(m, n, k, dtype, strides[2])
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             arrays = sum(isinstance(op.epilogue.fields[name], Ref) for name in ("p", "s0", "s1"))
             op.epilogue.fields["below"] = int(blocking.is_far(m * n * arrays, dtype))

@@ -3,10 +3,11 @@
 `fastnn.cpu.gemm` cuts and packs for the caches; where all operands are in the first two levels that takes longer than
 it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 
-=========  ==========================================================================================
+=========  ===============================================================================================================
 `plain`    rows of B are contiguous and the epilogue does nothing: written from the registers to C, by one thread
+`slim`     rows of B are contiguous and fit one vector, C has few rows: hardly any instruction that is not arithmetic
 `fused`    any strides, any epilogue; what a step of a small network consists of
-=========  ==========================================================================================
+=========  ===============================================================================================================
 """
 
 from fastnn.cpu.blocking import MR, TILES
@@ -178,6 +179,46 @@ def some_tiles(op, run, step, packed, low, high, tiles, first, last):
             wide(op, run, step, b, b_row, tile, j, cols, top, bottom)
         else:
             narrow(op, run, step, b, b_row, tile, j, cols, top, bottom)
+
+
+def make_slim_tiles(height):
+    """`rows` rows, at least `height`, of one vector of columns."""
+
+    @device
+    def tiles(op, top, rows, tile):
+        w = lanes(op.a)
+        offsets = row_offsets(op.a_row, height)
+        for start in range(0, rows, height):
+            r = min(start, rows - height)  # as in `plain`
+            a = offset(op.a, (top + r) * op.a_row)
+            c = zeros_tile(op.a, height, 1)
+            for p in range(op.k):
+                b = load_first(op.b, p * op.b_row, op.n)
+                c = rank1(c, offset(a, p * op.a_col), offsets, (b,))
+            store_tile(c, offset(tile, r * w))
+
+    return tiles
+
+
+slim_tall, slim_four, slim_one = (make_slim_tiles(height) for height in (TALL, 4, 1))
+
+
+@kernel(GEMM)
+def slim(op, run, step, thread):
+    w = lanes(op.a)
+    top, bottom = share(op.m, thread, run.threads)
+    rows = bottom - top
+    tile = offset(op.scratch, thread * op.scratch_stride)
+    if op.sums and thread == 0:
+        sum_rows(op, run, step, op.b, op.b_row, tile, 0, w)
+    if rows >= TALL:
+        slim_tall(op, top, rows, tile)
+    elif rows >= 4:
+        slim_four(op, top, rows, tile)
+    else:
+        slim_one(op, top, rows, tile)
+    if rows > 0:
+        call_epilogue(op.epilogue, run, step, tile, w, top, 0, rows, op.n)
 
 
 @kernel(GEMM)
