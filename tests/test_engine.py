@@ -22,10 +22,11 @@ from fastnn.layers import Dense, Dropout, Input
 LIMIT = 60  # seconds after which something hangs
 
 
-@pytest.fixture
-def small_steps_in_teams(monkeypatch):
-    """Give the smallest step to a team."""
+@pytest.fixture(params=["together", "tried"])
+def small_steps_in_teams(request, monkeypatch):
+    """Give the smallest step to a team, for good or until one thread proves to be faster."""
     monkeypatch.setattr(executable, "ALONE", 0)
+    monkeypatch.setattr(executable, "TOGETHER", 0 if request.param == "together" else 1 << 60)
 
 
 def build(n_threads, *, inputs=20, units=24, seed=1, optimizer="adam"):
@@ -220,7 +221,7 @@ def test_a_team_that_cannot_start_leaves_no_thread_behind():
 from concurrent.futures import ThreadPoolExecutor
 import test_engine as t
 from fastnn.cpu import executable
-executable.ALONE = 0
+executable.ALONE = executable.TOGETHER = 0
 submit, calls = ThreadPoolExecutor.submit, []
 def second_fails(self, *arguments):
     calls.append(1)

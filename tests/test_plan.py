@@ -105,7 +105,8 @@ def test_what_threads_share():
     x, y = np.zeros((256, 20)), np.zeros((256, 1))
     samples = training.checked(model, x, y)
     plan = Lowering(model.network.stages, samples.x_feed, 256, 256, model.network.backend.pad("float32"))
-    program = plan.train(training._objective(model, model.network), samples.y_feed, False, model._compiled()[1].update())
+    objective, update = training._objective(model, model.network), model._compiled()[1].update()
+    program = plan.train(objective, samples.y_feed, False, update)
     divide(program, "float32", 1)
     assert not any(op.shared for op in program.ops)
     divide(program, "float32", THREADS)
@@ -377,6 +378,7 @@ def test_padding_stays_zero(name, optimizer, dtype):
 def small_steps_in_teams(monkeypatch):
     """Give the smallest step to a team."""
     monkeypatch.setattr(executable, "ALONE", 0)
+    monkeypatch.setattr(executable, "TOGETHER", 0)
 
 
 def trained(name, optimizer, dtype, threads):
@@ -460,6 +462,7 @@ def test_claimed_tasks_give_the_same_bits(name, dtype, monkeypatch):
 def test_a_share_that_nobody_works_on_is_done_by_others(monkeypatch):
     """The first of a team of three does all tasks, and every counter is what it must be for the next step."""
     monkeypatch.setattr("fastnn.cpu.executable.ALONE", 0)
+    monkeypatch.setattr("fastnn.cpu.executable.TOGETHER", 0)
     x, y = np.ones((64, 300), "float32"), np.zeros(64, int)
     model = fastnn.Sequential([Input((300,)), Dense(400, "tanh"), Dense(3, "softmax")], n_threads=3)
     model.compile("adam", "sparse_categorical_crossentropy")

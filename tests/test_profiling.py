@@ -20,6 +20,7 @@ QUICK = 0.005  # seconds
 @pytest.fixture
 def small_steps_in_teams(monkeypatch):
     monkeypatch.setattr(executable, "ALONE", 0)
+    monkeypatch.setattr(executable, "TOGETHER", 0)
 
 
 @pytest.fixture

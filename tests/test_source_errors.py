@@ -19,6 +19,7 @@ from fastnn.cpu import executable, team
 def small_steps_in_teams(monkeypatch):
     """Give the smallest step to a team."""
     monkeypatch.setattr(executable, "ALONE", 0)
+    monkeypatch.setattr(executable, "TOGETHER", 0)
 
 
 # --- errors and interruptions ---------------------------------------------------------------------------------------

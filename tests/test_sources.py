@@ -68,6 +68,7 @@ KINDS = {
 def small_steps_in_teams(monkeypatch):
     """Give the smallest step to a team."""
     monkeypatch.setattr(executable, "ALONE", 0)
+    monkeypatch.setattr(executable, "TOGETHER", 0)
 
 
 # --- what a source is -----------------------------------------------------------------------------------------------

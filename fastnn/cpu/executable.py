@@ -4,19 +4,20 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from fastnn.cpu import blocking, cold, immediate, loader, team
+from fastnn.cpu import blocking, cold, immediate, loader, team, trial
 from fastnn.cpu.memory import address, allocate
 from fastnn.program import Op, Program, Ref, schedule
 from fastnn.records import GEMM, PERMUTATION, RUN, SLOT, UPDATE
 
 __all__ = ["Executable", "allocate", "pad", "peaks", "permutation"]  # what a backend offers
 
-SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED = (
-    RUN.offsets[field] // 8 for field in ("short_step", "first", "stop", "rate", "origin", "seed")
+SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED, THREADS = (
+    RUN.offsets[field] // 8 for field in ("short_step", "first", "stop", "rate", "origin", "seed", "threads")
 )
 ENGINE = ("engine.engine", "float32")
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 ALONE = 3_000_000  # floating-point operations of a step below which one thread is faster than a team
+TOGETHER = 30_000_000  # likewise from which a team is faster, wherever its threads are; `trial` finds out in between
 
 
 def pad(dtype: str) -> Callable[[int], int]:
@@ -223,6 +224,7 @@ class Executable:
         run["yields"] = team.yield_address()
         self._enter = team.MAIN(loader.address(*ENGINE))
         self._words = memoryview(self.run_record.view(np.int64))
+        self._trial = trial.Trial() if self.threads > 1 and program.flops < TOGETHER else None
         # [0]: the step that comes next, also while a run is under way.  To read it takes no call, and so there is no
         # place in between where Python would let an interruption in.
         self.progress = memoryview(self._flags)
@@ -269,11 +271,29 @@ class Executable:
         if self.threads == 1:
             team.run_alone(self._alone, first, stop, watch)
             return
-        self._team[:] = 0
-        record["first"], record["stop"] = first, stop
         with team.borrow(self.threads) as crew:
             assert crew is not None
-            self._together(crew, watch)
+            if self._trial is None:
+                self._team[:] = 0
+                record["first"], record["stop"] = first, stop
+                self._together(crew, watch)
+                return
+            lead = crew.lead
+            try:
+                self._trial.run(lambda way, low, high: self._slice(way, low, high, lead), first, stop, watch)
+            finally:
+                self._words[THREADS] = self.threads
+
+    def _slice(self, way: int, first: int, stop: int, lead: Callable[[int], None]) -> None:
+        """Some steps by the calling thread, with or without the others of its team."""
+        words = self._words
+        words[FIRST], words[STOP], words[THREADS] = first, stop, self.threads if way == trial.TEAM else 1
+        self._team[:] = 0
+        self._forget_claims()  # they are counted by the number of threads
+        if way == trial.TEAM:
+            lead(self._run_address)
+        else:
+            self._enter(self._run_address, 0)
 
     def step(self, *, rate: np.ndarray | None = None, at: int = 0, origin: int = 0, seed: int = 0) -> None:
         """Run one full step of the bound arrays: as `run`, for steps that come one by one.
@@ -310,14 +330,14 @@ class Executable:
         length = self._tables[0].length + 1
         stride = -(-(engine.HEAD + steps * length * 2) // 8) * 8
         times = allocate(self.threads * stride, "int64")
-        record, keep = self.run_record, self._enter
+        record, keep = self.run_record, (self._enter, self._trial)
         record["clock"], record["clock_id"] = clock.function()
         record["times"], record["times_stride"] = address(times), stride
-        self._enter = team.MAIN(loader.address("engine.timed", "float32"))
+        self._enter, self._trial = team.MAIN(loader.address("engine.timed", "float32")), None
         try:
             self.run(steps * self.rows, rate=rate, origin=origin, seed=seed)
         finally:
-            self._enter = keep
+            self._enter, self._trial = keep
         ticks = times.reshape(self.threads, stride)[:, engine.HEAD : engine.HEAD + steps * length * 2]
         return ticks.reshape(self.threads, steps, length, 2) * clock.tick()
 

@@ -3,11 +3,11 @@
 `fastnn.cpu.gemm` cuts and packs for the caches; where all operands are in the first two levels that takes longer than
 it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 
-=========  ===============================================================================================================
+=========  ====================================================================================================
 `plain`    rows of B are contiguous and the epilogue does nothing: written from the registers to C, by one thread
-`slim`     rows of B are contiguous and fit one vector, C has few rows: hardly any instruction that is not arithmetic
+`slim`     rows of B are contiguous and fit a vector, C has few rows: little is done that is not arithmetic
 `fused`    any strides, any epilogue; what a step of a small network consists of
-=========  ===============================================================================================================
+=========  ====================================================================================================
 """
 
 from fastnn.cpu.blocking import MR, TILES
@@ -113,7 +113,7 @@ def make_tile(height, vectors):
 def touch_rows(c, c_row, rows, cols):
     """Have a core get the lines of a tile of C to itself while it computes the tile.
 
-    Where another core has read a line, AMD's take 6 ns for each store to it, which no prefetch for writing shortens: the
+    Where another core has read a line, AMD's take 6 ns for a store to it, which no prefetch for writing shortens: the
     line is there, if not theirs alone.  A store waits in its queue, and nothing waits for it.
     """
     step = LINE * lanes(c)

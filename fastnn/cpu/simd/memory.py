@@ -231,7 +231,8 @@ def touch(typingctx, pointer, i):
         word = ir.IntType(pointer.dtype.bitwidth)
         at = builder.bitcast(builder.gep(args[0], [args[1]]), word.as_pointer())
         size = pointer.dtype.bitwidth // 8
-        builder.store_atomic(builder.load_atomic(at, "monotonic", size), at, "monotonic", size)  # or it would be left out
+        # Atomic, or it would be left out.
+        builder.store_atomic(builder.load_atomic(at, "monotonic", size), at, "monotonic", size)
         return context.get_dummy_value()
 
     return types.void(pointer, types.intp), codegen
