@@ -146,15 +146,16 @@ def ahead(m: int, stride: int) -> int:
     return max(4, min(rows, 32))
 
 
-def by_rows(m: int, n: int, k: int, dtype: str, threads: int) -> bool:
+def by_rows(m: int, n: int, k: int, dtype: str, b_col: int, threads: int) -> bool:
     """Whether each thread computes some rows of C with all of B.  Else they share tiles of all of C.
 
     By rows, a thread finds its rows of A where it left them, in its own caches, and it need not wait for others before
     the next product by rows; but it reads all of B.  That pays unless B is large and used for few rows.  (A step of
     20-64-64-1, batch 256, two threads: 69 us instead of 104.)  Long products are cut into tasks, of which a thread that
-    is late leaves some to others (784-512-256-10, batch 512: 4% of a step).
+    is late leaves some to others (784-512-256-10, batch 512: 4% of a step).  Where rows of B are not contiguous, each
+    thread has to pack what it reads, which takes longer than to fetch a smaller A.
     """
-    small = k * n * SIZES[dtype] <= target.caches()["L2"] // 2
+    small = k * n * SIZES[dtype] <= target.caches()["L2"] // 2 and b_col == 1
     return m >= threads * MR and (small or (n <= m and m * n * k < LONG))
 
 

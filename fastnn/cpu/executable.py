@@ -84,7 +84,7 @@ def divide(program: Program, dtype: str, threads: int) -> None:
             arrays = sum(isinstance(op.epilogue.fields[name], Ref) for name in ("p", "s0", "s1"))
             op.epilogue.fields["below"] = int(blocking.is_far(m * n * arrays, dtype))
         if op.batch == "m":
-            op.by_rows = blocking.by_rows(m, n, k, dtype, threads)
+            op.by_rows = blocking.by_rows(m, n, k, dtype, strides[2], threads)
         elif op.batch == "n":
             op.by_rows = op.kernel == "gemv.gemv_columns"
     for op in program.ops:
@@ -95,11 +95,12 @@ def divide(program: Program, dtype: str, threads: int) -> None:
 def _shared(op: Op, ops: list[Op]) -> bool:
     """Whether threads read what others write in an operation.
 
-    Tiles of a weight and tiles of the product that it is a factor of are divided in the same way, by columns.
+    Tiles of a weight and tiles of the product that it is a factor of are divided in the same way, by columns; where it
+    is turned, its columns are rows.
     """
     readers = [e for e in ops if e is not op and not set(op.writes).isdisjoint(e.reads)]
     if op.epilogue is not None and op.epilogue.record is UPDATE:
-        return any(e.by_rows for e in readers)
+        return any(e.by_rows or e.fields.get("b_col") != 1 for e in readers)
     return any(not (op.by_rows and e.by_rows) for e in readers)
 
 

@@ -63,7 +63,7 @@ def adam_step(c, p, s0, s1, g):
     rate, decay_1, decay_2, epsilon = c
     m = muladd(g - s0, decay_1, s0)
     v = muladd(muladd(g, g, -s1), decay_2, s1)
-    return p - rate * divide_by_root(m, v, epsilon), m, v
+    return muladd(-rate, divide_by_root(m, v, epsilon), p), m, v
 
 
 @device
@@ -89,7 +89,7 @@ def rmsprop_step(c, p, s0, s1, g):
     """v += (1 - rho)(g^2 - v);  p -= rate g / sqrt(v + epsilon)"""
     rate, decay, epsilon = c
     v = muladd(muladd(g, g, -s0), decay, s0)
-    return p - rate * over_root(g, v + epsilon), v, s1
+    return muladd(-rate, over_root(g, v + epsilon), p), v, s1
 
 
 @device
