@@ -85,6 +85,7 @@ GEMM = Record(
     rows="int",  # rows of C that one task computes
     by_rows="int",  # 1: each thread has the same rows of C as in kernels over rows, else some of all tasks
     touched="int",  # 1: get the lines of a tile of C from other cores while it is computed; its c_col is 1
+    also="T*",  # what a later kernel writes to the same rows, laid out as C: its lines, too, or 0
     block="int",  # rows of A that are used together
     kept="int",  # depth of packed B for which there is room: k, kc, or 0 for one panel at a time
     partial="int",  # rows of C for which there is room between two blocks of k

@@ -7,7 +7,7 @@ import numpy as np
 from fastnn.cpu import blocking, cold, immediate, loader, team, trial
 from fastnn.cpu.memory import address, allocate
 from fastnn.program import Op, Program, Ref, schedule
-from fastnn.records import GEMM, PERMUTATION, RUN, SLOT, UPDATE
+from fastnn.records import GEMM, MAP, PERMUTATION, RUN, SLOT, UPDATE
 
 __all__ = ["Executable", "allocate", "pad", "peaks", "permutation"]  # what a backend offers
 
@@ -89,7 +89,21 @@ def divide(program: Program, dtype: str, threads: int) -> None:
             op.by_rows = op.kernel == "gemv.gemv_columns"
     for op in program.ops:
         op.shared = threads > 1 and _shared(op, program.ops)
+    for i, op in enumerate(program.ops):
+        if op.record is MAP and op.shared:  # it has nothing to compute while lines come
+            _touch_early(op, program.ops[:i])
     schedule(program.ops)
+
+
+def _touch_early(op: Op, before: list[Op]) -> None:
+    """Have a product whose output is laid out like what `op` writes get the lines of that, too."""
+    shape = [op.fields[name] for name in ("rows", "cols", "ld")]
+    for product in reversed(before):
+        if product.kernel == "small.fused" and product.by_rows and product.epilogue is not None:
+            row = product.epilogue.fields.get("c_row")
+            if [product.fields["m"], product.fields["n"], row] == shape:
+                product.fields["also"] = op.fields["y"]
+                return
 
 
 def _shared(op: Op, ops: list[Op]) -> bool:

@@ -13,10 +13,26 @@ LOW = np.uint64(0xFFFFFFFF)
 
 @device
 def word(state):
-    """32 random bits: SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
+    """64 random bits: SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
     z = (state ^ (state >> S30)) * M1
     z = (z ^ (z >> S27)) * M2
-    return (z ^ (z >> S31)) >> S32
+    return z ^ (z >> S31)
+
+
+@device
+def place(index, i, bits, state):
+    """Put i at a random place among the first i + 1, by 32 random bits and, once in 2^32 / i times, more."""
+    bound = np.uint64(i + 1)
+    product = bits * bound
+    if product & LOW < bound:
+        least = (LOW + np.uint64(1) - bound) % bound
+        while product & LOW < least:
+            state += GAMMA
+            product = (word(state) >> S32) * bound
+    j = np.int64(product >> S32)
+    index[i] = index[j]
+    index[j] = i
+    return state
 
 
 @kernel(PERMUTATION)
@@ -28,15 +44,11 @@ def permutation(op, run, step, thread):
     """
     index, n = op.index, op.n
     state = np.uint64(op.seed)
-    for i in range(n):
-        bound = np.uint64(i + 1)
+    for i in range(0, n - 1, 2):
         state += GAMMA
-        product = word(state) * bound
-        if product & LOW < bound:
-            least = (LOW + np.uint64(1) - bound) % bound
-            while product & LOW < least:
-                state += GAMMA
-                product = word(state) * bound
-        j = np.int64(product >> S32)
-        index[i] = index[j]
-        index[j] = i
+        bits = word(state)
+        state = place(index, i, bits >> S32, state)
+        state = place(index, i + 1, bits & LOW, state)
+    if n % 2:
+        state += GAMMA
+        place(index, n - 1, word(state) >> S32, state)

@@ -139,6 +139,8 @@ def make_panel(vectors):
                 a, rows, out = offset(op.a, (i + r) * a_row), many - r, offset(tile, r * width)
                 if op.touched:
                     touch_rows(offset(c, (i + r) * c_row), c_row, min(rows, MR), cols)
+                if not is_null(op.also):
+                    touch_rows(offset(op.also, (i + r) * c_row + j), c_row, min(rows, MR), cols)
                 if rows >= MR:
                     tall(a, offsets, a_col, b, b_row, k, out)
                 elif rows > HALF:
