@@ -308,6 +308,7 @@ RUN = Record(
     seed="int",
     team="i64*",  # the barrier's counters (fastnn.cpu.engine)
     yields="int",  # address of the operating system's yield
+    spins="int",  # how often a thread looks at a barrier before it offers its core to others
     done="i64*",  # the step that comes next: read by the caller while the team works
     halt="i64*",  # set by the caller: stop after this step
     worker="int",  # which helper this record belongs to (fastnn.cpu.crowd)

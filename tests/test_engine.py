@@ -66,6 +66,17 @@ def test_more_threads_than_cpus(threads):
     assert seconds < 5  # 0.3 here; 14 with threads that spin instead of yielding
 
 
+def test_a_crowd_does_not_spin(monkeypatch):
+    """A thread that waits keeps its core for a while, unless those that it waits for may need it."""
+    monkeypatch.setattr(team.placement, "allowed", lambda: [0, 3])
+    assert team.spins(2) == team.SPINS
+    assert team.spins(3) == 0
+    monkeypatch.setattr(team.placement, "allowed", lambda: [])  # where the system does not say
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert team.spins(4) == team.SPINS
+    assert team.spins(5) == 0
+
+
 @pytest.mark.usefixtures("small_steps_in_teams")
 def test_teams_are_reused():
     model = build(3)

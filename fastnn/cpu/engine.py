@@ -57,6 +57,7 @@ from fastnn.cpu.simd import (
     restore_mode,
     store_release,
 )
+from fastnn.cpu.team import SPINS
 from fastnn.records import RUN, SLOT
 
 as_run = reference(RUN)
@@ -66,7 +67,6 @@ HEAD = 8  # elements of a thread's times before those of the first step
 LINGER = 2000  # spins (about 50 us) that a helper waits for the next job: waking it takes the system as long
 POSTED, AWAY, CALLED = 0, 8, 16  # of `attend`: jobs posted, helpers that have not finished theirs, a job is coming
 STAY = 8000  # spins (about 200 us) that a helper of a team waits for the next step: Python makes a batch meanwhile
-SPINS = 400  # about 10 us, longer than any kernel's imbalance here; then the core is offered to somebody else
 
 
 @device
@@ -82,7 +82,7 @@ def barrier(run):
         return
     spins = 0
     while load_acquire(team, PASSED) == passed:
-        if spins < SPINS:
+        if spins < run.spins:
             spins += 1
             pause()
         else:

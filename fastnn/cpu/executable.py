@@ -236,7 +236,7 @@ class Executable:
             run["short_table"], run["short_records"] = self._tables[1].address, self._tables[1].length
         run["short_step"] = -1
         run["team"], run["done"], run["halt"] = address(self._team), flags, flags + 64
-        run["yields"] = team.yield_address()
+        run["yields"], run["spins"] = team.yield_address(), team.spins(self.threads)
         self._enter = team.MAIN(loader.address(*ENGINE))
         self._words = memoryview(self.run_record.view(np.int64))
         self._trial = trial.Trial() if self.threads > 1 and program.flops < TOGETHER else None

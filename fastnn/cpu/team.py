@@ -22,6 +22,7 @@ from fastnn.records import RUN, SLOT
 MAIN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
 POLL = 0.05  # seconds between two looks at the step counter
 TABLE = RUN.offsets["table"] // 8
+SPINS = 400  # about 10 us, longer than any kernel's imbalance here; then the core is offered to somebody else
 CALLED = 16  # as in `fastnn.cpu.engine`, which is not imported: with a filled cache nothing needs Numba
 
 _idle: dict[int, list["Team"]] = {}
@@ -45,6 +46,14 @@ def yield_address() -> int:
     else:
         function = ctypes.CDLL(None).sched_yield
     return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def spins(threads: int) -> int:
+    """How often a thread of a team looks at a barrier before it offers its core to others.
+
+    Where there are more threads than CPUs, those that it waits for may be waiting for its own.
+    """
+    return SPINS if threads <= (len(placement.allowed()) or os.cpu_count() or 1) else 0
 
 
 class Team:
