@@ -26,6 +26,7 @@ LIMIT = 60  # seconds after which something hangs
 def small_steps_in_teams(request, monkeypatch):
     """Give the smallest step to a team, for good or until one thread proves to be faster."""
     monkeypatch.setattr(executable, "ALONE", 0)
+    monkeypatch.setattr(executable, "AWAKE", 0)
     monkeypatch.setattr(executable, "TOGETHER", 0 if request.param == "together" else 1 << 60)
 
 

@@ -21,6 +21,7 @@ QUICK = 0.005  # seconds
 def small_steps_in_teams(monkeypatch):
     monkeypatch.setattr(executable, "ALONE", 0)
     monkeypatch.setattr(executable, "TOGETHER", 0)
+    monkeypatch.setattr(executable, "AWAKE", 0)
 
 
 @pytest.fixture

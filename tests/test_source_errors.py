@@ -20,6 +20,7 @@ def small_steps_in_teams(monkeypatch):
     """Give the smallest step to a team."""
     monkeypatch.setattr(executable, "ALONE", 0)
     monkeypatch.setattr(executable, "TOGETHER", 0)
+    monkeypatch.setattr(executable, "AWAKE", 0)
 
 
 # --- errors and interruptions ---------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def small_steps_in_teams(monkeypatch):
     """Give the smallest step to a team."""
     monkeypatch.setattr(executable, "ALONE", 0)
     monkeypatch.setattr(executable, "TOGETHER", 0)
+    monkeypatch.setattr(executable, "AWAKE", 0)
 
 
 # --- what a source is -----------------------------------------------------------------------------------------------

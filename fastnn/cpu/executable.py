@@ -16,8 +16,9 @@ SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED, THREADS = (
 )
 ENGINE = ("engine.engine", "float32")
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
-ALONE = 3_000_000  # floating-point operations of a step below which one thread is faster than a team
+ALONE = 600_000  # floating-point operations of a step below which one thread is faster than a team
 TOGETHER = 30_000_000  # likewise from which a team is faster, wherever its threads are; `trial` finds out in between
+AWAKE = 3_000_000  # likewise below which one is faster if the step comes alone: the others may have to be woken for it
 
 
 def pad(dtype: str) -> Callable[[int], int]:
@@ -240,6 +241,7 @@ class Executable:
         self._enter = team.MAIN(loader.address(*ENGINE))
         self._words = memoryview(self.run_record.view(np.int64))
         self._trial = trial.Trial() if self.threads > 1 and program.flops < TOGETHER else None
+        self._rests = program.flops < AWAKE
         # [0]: the step that comes next, also while a run is under way.  To read it takes no call, and so there is no
         # place in between where Python would let an interruption in.
         self.progress = memoryview(self._flags)
@@ -278,7 +280,7 @@ class Executable:
         stop = steps if stop is None else stop
         record = self.run_record
         record["short_step"] = steps - 1 if len(self._tables) > 1 else -1
-        record["origin"], record["seed"] = origin, seed
+        record["origin"], record["seed"], record["threads"] = origin, seed, self.threads
         record["rate"] = 0 if rate is None else address(rate) - rate.strides[0] * first
         self._flags[8] = 0
         self.progress[0] = first
@@ -294,10 +296,7 @@ class Executable:
                 self._together(crew, watch)
                 return
             lead = crew.lead
-            try:
-                self._trial.run(lambda way, low, high: self._slice(way, low, high, lead), first, stop, watch)
-            finally:
-                self._words[THREADS] = self.threads
+            self._trial.run(lambda way, low, high: self._slice(way, low, high, lead), first, stop, watch)
 
     def _slice(self, way: int, first: int, stop: int, lead: Callable[[int], None]) -> None:
         """Some steps by the calling thread, with or without the others of its team."""
@@ -315,20 +314,20 @@ class Executable:
 
         ``rate[at]`` is the optimizer's step size.
         """
-        words = self._words
-        words[SHORT_STEP] = -1
+        words, alone = self._words, self.threads == 1 or self._rests
+        words[SHORT_STEP], words[THREADS] = -1, 1 if alone else self.threads
         words[FIRST], words[STOP], words[RATE], words[ORIGIN], words[SEED] = 0, 1, 0, origin, seed
         if rate is not None:
             words[RATE] = address(rate) + rate.strides[0] * at
         self._team[:] = 0
         self._flags[:] = 0
         self._forget_claims()
-        if self.threads == 1:
+        if alone:
             self._enter(self._run_address, 0)
-            return
-        with team.borrow(self.threads) as crew:
-            assert crew is not None
-            crew.lead(self._run_address)
+        else:
+            with team.borrow(self.threads) as crew:
+                assert crew is not None
+                crew.lead(self._run_address)
 
     def timed(self, steps: int, *, rate: np.ndarray | None = None, origin: int = 0, seed: int = 0) -> np.ndarray:
         """Run full steps and say how long each operation took.
