@@ -72,7 +72,7 @@ def test_a_crowd_does_not_spin(monkeypatch):
     monkeypatch.setattr(team.placement, "allowed", lambda: [0, 3])
     assert team.spins(2) == team.SPINS
     assert team.spins(3) == 0
-    monkeypatch.setattr(team.placement, "allowed", lambda: [])  # where the system does not say
+    monkeypatch.setattr(team.placement, "allowed", list)  # where the system does not say
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert team.spins(4) == team.SPINS
     assert team.spins(5) == 0
