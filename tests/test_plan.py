@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import fastnn
 from fastnn import records, training
 from fastnn.cpu import executable
-from fastnn.cpu.executable import divide
+from fastnn.cpu.division import divide
 from fastnn.cpu.immediate import KERNEL
 from fastnn.cpu.memory import address
 from fastnn.layers import Activation, Dense, Dropout, Input
@@ -36,6 +36,7 @@ NETWORKS = {
     "mlp": ([Dense(19, "relu"), Dense(5, "softmax")], "sparse_categorical_crossentropy", ["accuracy"]),
     "deep": ([Dense(33, "tanh"), Dense(16, "sigmoid"), Dense(17, "leaky_relu"), Dense(3)], "mse", ["mae"]),
     "one": ([Dense(1, "sigmoid")], "binary_crossentropy", ["accuracy"]),
+    "one at last": ([Dense(40, "relu"), Dense(33, "tanh"), Dense(1, "sigmoid")], "binary_crossentropy", ["accuracy"]),
     "dropout": ([Dropout(0.1), Dense(21, "relu"), Dropout(0.5), Dense(5, "softmax")], "categorical_crossentropy", []),
     "activations": (
         [Activation("tanh"), Dense(7), Activation("relu"), Activation("tanh"), Dense(6, "softmax")],
@@ -114,6 +115,11 @@ def test_what_threads_share():
     assert shared["dense_1", "forward"]  # all rows are read for the gradient of the next layer's weights
     assert shared["dense_1", "gradients + adam"]  # all weights are read for each row
     assert not shared["loss", "gather y"]  # a row's targets are read for the same row only
+    products = {op.layer: op.fields.get("also") for op in program.ops if op.label == "forward"}
+    (outer,) = (op for op in program.ops if op.kernel.endswith("_outer"))
+    assert products == {"dense": None, "dense_1": outer.fields["y"], "dense_2": None}
+    divide(program, "float32", 1)
+    assert not any("also" in op.fields for op in program.ops)
 
 
 def by_row(rows):
@@ -451,7 +457,7 @@ def test_claimed_tasks_give_the_same_bits(name, dtype, monkeypatch):
     """Every product is divided by claims: threads run at their own speed, and one after the other."""
     expected = trained(name, "adam", dtype, 1)
     one_by_one = interleaved(name, dtype, 1, range, 16)
-    monkeypatch.setattr("fastnn.cpu.executable.CLAIMED", 0)
+    monkeypatch.setattr("fastnn.cpu.division.CLAIMED", 0)
     for threads in (2, 3, 5):
         for a, b in zip(expected, trained(name, "adam", dtype, threads), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -493,6 +499,6 @@ def test_a_share_that_nobody_works_on_is_done_by_others(monkeypatch):
 def test_without_barriers_the_bits_differ(monkeypatch):
     """The test above can fail: with no barriers, the last thread's shares first is not what the plan means."""
     expected = interleaved("deep", "float32", 1, range, 16)
-    monkeypatch.setattr("fastnn.cpu.executable.schedule", lambda ops: None)
+    monkeypatch.setattr("fastnn.cpu.division.schedule", lambda ops: None)
     found = interleaved("deep", "float32", 3, lambda n: reversed(range(n)), 16)
     assert any((a != b).any() for a, b in zip(expected, found, strict=True))

@@ -10,7 +10,7 @@ import test_plan as plans
 
 import fastnn
 from fastnn import costs, records, training
-from fastnn.cpu import executable
+from fastnn.cpu import division, executable
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.profiling import Profile, Row
 
@@ -183,7 +183,7 @@ def test_times_add_up_to_what_the_run_took(threads):
     assert (total <= wall).all()
     assert (total >= 0.5 * wall).all()  # the rest is a few slices' worth of Python and storing times
     divided = program_of(model)
-    executable.divide(divided, "float32", threads)
+    division.divide(divided, "float32", threads)
     barriers = [op.barrier for op in divided.ops]
     waited = times[:, :, :-1, 0].any(axis=(0, 1))
     assert [bool(w) for w in waited] == barriers, "waiting is where barriers are"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastnn
-from fastnn.cpu import executable, trial
+from fastnn.cpu import division, trial
 from fastnn.cpu.trial import ONE, TEAM
 from fastnn.layers import Dense, Dropout, Input
 
@@ -73,7 +73,7 @@ def test_slices_make_up_the_run(monkeypatch):
 @pytest.mark.parametrize("threads", [2, 3])
 def test_the_bits_are_the_same(threads, monkeypatch):
     """Ways that change after every few steps, products that are claimed among them; the steps of all are done once."""
-    monkeypatch.setattr(executable, "CLAIMED", 0)
+    monkeypatch.setattr(division, "CLAIMED", 0)
     turns = itertools.cycle([(TEAM, 1e-9), (ONE, 1e-9)])
     chosen = []
     monkeypatch.setattr(trial.Trial, "_choose", lambda self, now: chosen.append(next(turns)) or chosen[-1])

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from fastnn.cpu import blocking, cold, immediate, loader, team, trial
+from fastnn.cpu import blocking, cold, division, immediate, loader, team, trial
 from fastnn.cpu.memory import address, allocate
-from fastnn.program import Op, Program, Ref, schedule
-from fastnn.records import GEMM, MAP, PERMUTATION, RUN, SLOT, UPDATE
+from fastnn.program import Op, Program, Ref
+from fastnn.records import GEMM, PERMUTATION, RUN, SLOT
 
 __all__ = ["Executable", "allocate", "pad", "peaks", "permutation"]  # what a backend offers
 
@@ -15,7 +15,6 @@ SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED, THREADS = (
     RUN.offsets[field] // 8 for field in ("short_step", "first", "stop", "rate", "origin", "seed", "threads")
 )
 ENGINE = ("engine.engine", "float32")
-CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 ALONE = 600_000  # floating-point operations of a step below which one thread is faster than a team
 TOGETHER = 30_000_000  # likewise from which a team is faster, wherever its threads are; `trial` finds out in between
 AWAKE = 3_000_000  # likewise below which one is faster if the step comes alone: the others may have to be woken for it
@@ -44,86 +43,12 @@ def permutation(n: int, rng: np.random.Generator) -> np.ndarray:
     return index
 
 
-def _int(op: Op, field: str) -> int:
-    value = op.fields[field]
-    assert isinstance(value, int)
-    return value
-
-
 def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
     """Name and dtype of all kernels of a program."""
     for op in program.ops:
         yield op.kernel, dtype
         for epilogue in filter(None, (op.epilogue, op.sums)):
             yield epilogue.kernel, dtype
-
-
-def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
-    """How a product is divided into blocks and tasks."""
-    m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
-    if op.kernel in ("small.fused", "small.slim"):
-        by_rows = int(op.by_rows and op.batch == "m")
-        return {"by_rows": by_rows, "touched": int(op.shared), **blocking.whole(m, n, k, dtype, threads)}
-    strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
-    if not op.by_rows or op.batch == "n":
-        return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
-    return {"by_rows": 1, **blocking.blocks(-(-m // threads), n, k, dtype, *strides, 1)}
-
-
-def divide(program: Program, dtype: str, threads: int) -> None:
-    """Choose the kernels of products, which of them are divided by rows of the batch, and where threads must wait."""
-    for op in program.ops:
-        if op.record is not GEMM:
-            continue
-        m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
-        strides = _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
-        if op.sums is not None and _int(op.sums, "n") > 1:  # gemv's kernels have sums of a single unit only
-            op.kernel = blocking.of_matrix(m, n, k, dtype, strides[2])
-        else:
-            op.kernel = blocking.of_row(m, *strides) or blocking.of_matrix(m, n, k, dtype, strides[2])
-        if op.epilogue is not None and op.epilogue.record is UPDATE:
-            arrays = sum(isinstance(op.epilogue.fields[name], Ref) for name in ("p", "s0", "s1"))
-            op.epilogue.fields["below"] = int(blocking.is_far(m * n * arrays, dtype))
-        if op.batch == "m":
-            op.by_rows = blocking.by_rows(m, n, k, dtype, strides[2], threads)
-        elif op.batch == "n":
-            op.by_rows = op.kernel == "gemv.gemv_columns"
-    for op in program.ops:
-        op.shared = threads > 1 and _shared(op, program.ops)
-    for i, op in enumerate(program.ops):
-        if op.record is MAP and op.shared:  # it has nothing to compute while lines come
-            _touch_early(op, program.ops[:i])
-    schedule(program.ops)
-
-
-def _touch_early(op: Op, before: list[Op]) -> None:
-    """Have a product whose output is laid out like what `op` writes get the lines of that, too."""
-    shape = [op.fields[name] for name in ("rows", "cols", "ld")]
-    for product in reversed(before):
-        if product.kernel == "small.fused" and product.by_rows and product.epilogue is not None:
-            row = product.epilogue.fields.get("c_row")
-            if [product.fields["m"], product.fields["n"], row] == shape:
-                product.fields["also"] = op.fields["y"]
-                return
-
-
-def _shared(op: Op, ops: list[Op]) -> bool:
-    """Whether threads read what others write in an operation.
-
-    Tiles of a weight and tiles of the product that it is a factor of are divided in the same way, by columns; where it
-    is turned, its columns are rows.
-    """
-    readers = [e for e in ops if e is not op and not set(op.writes).isdisjoint(e.reads)]
-    if op.epilogue is not None and op.epilogue.record is UPDATE:
-        return any(e.by_rows or e.fields.get("b_col") != 1 for e in readers)
-    return any(not (op.by_rows and e.by_rows) for e in readers)
-
-
-def claimed(op: Op, threads: int) -> bool:
-    """Whether threads take each other's tasks of a product: where that is worth atomic operations."""
-    if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused") or op.by_rows:
-        return False
-    return _int(op, "m") * _int(op, "n") * _int(op, "k") > CLAIMED
 
 
 class Table:
@@ -147,8 +72,8 @@ class Table:
         for slot, op in enumerate(program.ops):
             extra: dict[str, int | float | Ref] = {}
             if op.record is GEMM:
-                extra |= {**cut(op, dtype, threads), "scratch": scratch, "scratch_stride": stride}
-            if claimed(op, threads):
+                extra |= {**division.cut(op, dtype, threads), "scratch": scratch, "scratch_stride": stride}
+            if division.claimed(op, threads):
                 extra["claims"] = address(self.claims[slot])
             for name, epilogue in (("epilogue", op.epilogue), ("sums", op.sums)):
                 if epilogue is not None:
@@ -210,9 +135,9 @@ class Executable:
         self.threads = 1 if program.flops < ALONE else threads
         for each in (program, short):
             if each:
-                divide(each, dtype, self.threads)
+                division.divide(each, dtype, self.threads)
         products = [op for p in (program, short) if p for op in p.ops if op.record is GEMM]
-        stride = max((blocking.scratch(dtype, cut(op, dtype, self.threads)) for op in products), default=0)
+        stride = max((blocking.scratch(dtype, division.cut(op, dtype, self.threads)) for op in products), default=0)
         arena = max(program.arena, short.arena if short else 0)
         elements = arena + self.threads * stride
         shared = like is not None and like.arena.size >= elements

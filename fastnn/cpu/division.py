@@ -1,0 +1,82 @@
+"""How the operations of a program are divided among threads: kernels, shares, barriers, lines that cores exchange."""
+
+from fastnn.cpu import blocking
+from fastnn.program import Op, Program, Ref, schedule
+from fastnn.records import GEMM, MAP, UPDATE
+
+CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
+
+
+def _int(op: Op, field: str) -> int:
+    value = op.fields[field]
+    assert isinstance(value, int)
+    return value
+
+
+def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
+    """How a product is divided into blocks and tasks."""
+    m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
+    if op.kernel in ("small.fused", "small.slim"):
+        by_rows = int(op.by_rows and op.batch == "m")
+        return {"by_rows": by_rows, "touched": int(op.shared), **blocking.whole(m, n, k, dtype, threads)}
+    strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
+    if not op.by_rows or op.batch == "n":
+        return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
+    return {"by_rows": 1, **blocking.blocks(-(-m // threads), n, k, dtype, *strides, 1)}
+
+
+def divide(program: Program, dtype: str, threads: int) -> None:
+    """Choose the kernels of products, which of them are divided by rows of the batch, and where threads must wait."""
+    for op in program.ops:
+        if op.record is not GEMM:
+            continue
+        op.fields.pop("also", None)  # of another number of threads
+        m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
+        strides = _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
+        if op.sums is not None and _int(op.sums, "n") > 1:  # gemv's kernels have sums of a single unit only
+            op.kernel = blocking.of_matrix(m, n, k, dtype, strides[2])
+        else:
+            op.kernel = blocking.of_row(m, *strides) or blocking.of_matrix(m, n, k, dtype, strides[2])
+        if op.epilogue is not None and op.epilogue.record is UPDATE:
+            arrays = sum(isinstance(op.epilogue.fields[name], Ref) for name in ("p", "s0", "s1"))
+            op.epilogue.fields["below"] = int(blocking.is_far(m * n * arrays, dtype))
+        if op.batch == "m":
+            op.by_rows = blocking.by_rows(m, n, k, dtype, strides[2], threads)
+        elif op.batch == "n":
+            op.by_rows = op.kernel == "gemv.gemv_columns"
+    for op in program.ops:
+        op.shared = threads > 1 and _shared(op, program.ops)
+    for i, op in enumerate(program.ops):
+        if op.record is MAP and op.shared:  # it has nothing to compute while lines come
+            _fetch_early(op, program.ops[:i])
+    schedule(program.ops)
+
+
+def _fetch_early(op: Op, before: list[Op]) -> None:
+    """Have a product whose output is laid out like what `op` writes get the lines of that, too."""
+    shape = [op.fields.get(name) for name in ("rows", "cols", "ld")]
+    for product in reversed(before):
+        if product.kernel == "small.fused" and product.by_rows and product.epilogue is not None:
+            row = product.epilogue.fields.get("c_row")
+            if [product.fields["m"], product.fields["n"], row] == shape:
+                product.fields["also"] = op.fields["y"]
+                return
+
+
+def _shared(op: Op, ops: list[Op]) -> bool:
+    """Whether threads read what others write in an operation.
+
+    Tiles of a weight and tiles of the product that it is a factor of are divided in the same way, by columns; where it
+    is turned, its columns are rows.
+    """
+    readers = [e for e in ops if e is not op and not set(op.writes).isdisjoint(e.reads)]
+    if op.epilogue is not None and op.epilogue.record is UPDATE:
+        return any(e.by_rows or e.fields.get("b_col") != 1 for e in readers)
+    return any(not (op.by_rows and e.by_rows) for e in readers)
+
+
+def claimed(op: Op, threads: int) -> bool:
+    """Whether threads take each other's tasks of a product: where that is worth atomic operations."""
+    if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused") or op.by_rows:
+        return False
+    return _int(op, "m") * _int(op, "n") * _int(op, "k") > CLAIMED
