@@ -90,6 +90,7 @@ GEMM = Record(
     kept="int",  # depth of packed B for which there is room: k, kc, or 0 for one panel at a time
     partial="int",  # rows of C for which there is room between two blocks of k
     sums="int",  # address of an epilogue for the sums of D's rows, where C = A' D (bias gradients), or 0
+    joined="int",  # 1: these sums are one more row of C to the epilogue of C
     claims="i64*",  # per thread, a cache line apart: tasks of its share that were claimed; 0: nobody takes another's
     scratch="T*",  # per thread: panels of B (kept * columns), partial tiles (partial * columns), a block of A
     scratch_stride="int",

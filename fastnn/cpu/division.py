@@ -40,6 +40,7 @@ def divide(program: Program, dtype: str, threads: int) -> None:
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             arrays = sum(isinstance(op.epilogue.fields[name], Ref) for name in ("p", "s0", "s1"))
             op.epilogue.fields["below"] = int(blocking.is_far(m * n * arrays, dtype))
+        op.fields["joined"] = int(op.kernel == "small.slim" and _joined(op))
         if op.batch == "m":
             op.by_rows = blocking.by_rows(m, n, k, dtype, strides[2], threads)
         elif op.batch == "n":
@@ -50,6 +51,18 @@ def divide(program: Program, dtype: str, threads: int) -> None:
         if op.record is MAP and op.shared:  # it has nothing to compute while lines come
             _fetch_early(op, program.ops[:i])
     schedule(program.ops)
+
+
+def _joined(op: Op) -> bool:
+    """Whether a bias lies behind its kernel, as one more row: then one update does for both."""
+    if op.sums is None or op.epilogue is None:
+        return False
+    behind = _int(op, "m") * _int(op.epilogue, "p_row")
+    for name in ("p", "s0", "s1"):
+        kernel, bias = op.epilogue.fields[name], op.sums.fields[name]
+        if isinstance(kernel, Ref) and bias != Ref(kernel.buffer, kernel.offset + behind):
+            return False
+    return True
 
 
 def _fetch_early(op: Op, before: list[Op]) -> None:

@@ -233,11 +233,8 @@ block_narrow = make_block(1)
 
 
 @device
-def sum_rows(op, run, step, b, b_row, tile, j, width):
-    """The sums of all rows of B, `width` of its columns from j on, and the epilogue for them.
-
-    These columns are read next, so this is how they come to the first-level cache.
-    """
+def add_rows(op, b, b_row, out, width):
+    """The sums of `width` columns of B."""
     w = lanes(b)
     for q in range(0, width, w):
         column = offset(b, q)
@@ -252,7 +249,16 @@ def sum_rows(op, run, step, b, b_row, tile, j, width):
         while p < op.k:
             total = total + load(column, p * b_row)
             p += 1
-        store(tile, q, total)
+        store(out, q, total)
+
+
+@device
+def sum_rows(op, run, step, b, b_row, tile, j, width):
+    """The sums of `width` columns of B, which come from its column j on, and the epilogue for them.
+
+    These columns are read next, so this is how they come to the first-level cache.
+    """
+    add_rows(op, b, b_row, tile, width)
     call_epilogue(op.sums, run, step, tile, width, 0, j, 1, width)
 
 

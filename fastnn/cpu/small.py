@@ -11,7 +11,7 @@ it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 """
 
 from fastnn.cpu.blocking import MR, TILES
-from fastnn.cpu.gemm import FEW, HALF, LINE, pack_panel, sum_rows
+from fastnn.cpu.gemm import FEW, HALF, LINE, add_rows, pack_panel, sum_rows
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.share import claim, share
 from fastnn.cpu.simd import (
@@ -211,7 +211,7 @@ def slim(op, run, step, thread):
     top, bottom = share(op.m, thread, run.threads)
     rows = bottom - top
     tile = offset(op.scratch, thread * op.scratch_stride)
-    if op.sums and thread == 0:
+    if op.sums and not op.joined and thread == 0:
         sum_rows(op, run, step, op.b, op.b_row, tile, 0, w)
     if rows >= TALL:
         slim_tall(op, top, rows, tile)
@@ -219,6 +219,9 @@ def slim(op, run, step, thread):
         slim_four(op, top, rows, tile)
     else:
         slim_one(op, top, rows, tile)
+    if op.joined and bottom == op.m:
+        add_rows(op, op.b, op.b_row, offset(tile, rows * w), w)
+        rows += 1
     if rows > 0:
         call_epilogue(op.epilogue, run, step, tile, w, top, 0, rows, op.n)
 
