@@ -45,7 +45,7 @@ class Op:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     by_rows: bool = False
-    shared: bool = False  # what it writes is read by other threads than write it, which the backend finds out, too
+    shared: bool = False  # threads read what others write in it; the backend finds out whether
     batch: str = ""  # of a product: its dimension, m or n, that counts rows of the batch
     epilogue: "Op | None" = None
     sums: "Op | None" = None  # of a product A' D: the epilogue for the sum of D's rows

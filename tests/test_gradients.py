@@ -118,7 +118,8 @@ def test_depths_and_batch_sizes(loss, last, from_logits, depth, n):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_single_unit(n, weighted, alone, monkeypatch):
     """Its column is computed as a row, of which vectors and threads have pieces."""
-    monkeypatch.setattr(executable, "ALONE", alone)
+    for limit in ("ALONE", "AWAKE", "TOGETHER"):
+        monkeypatch.setattr(executable, limit, alone)
     run([(19, "tanh", True), (1, "sigmoid", True)], "bce", n=n, weighted=weighted)
     run([(1, "sigmoid", True), (5, "tanh", True), (1, "linear", True)], "mse", n=n, weighted=weighted)
     run([(1, "tanh", True), (1, "linear", False)], "mse", input_shape=(1,), n=n, weighted=weighted)

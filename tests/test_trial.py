@@ -25,7 +25,7 @@ class World:
     def run(self, decided, steps):
         """Run some steps; returns the share of the time in which each way was used."""
         begin, self.slices = self.now, []
-        decided.run(self.steps, 0, steps, None)
+        decided.run(self.steps, 0, steps)
         spent = [0.0, 0.0]
         for way, first, stop in self.slices:
             spent[way] += (stop - first) * self.seconds[way]
@@ -54,20 +54,58 @@ def test_an_interruption_changes_nothing(monkeypatch):
     world, decided = World(monkeypatch, 50e-6, 80e-6), trial.Trial()
     world.run(decided, 1000)
     world.seconds[TEAM] = 120e-6
-    decided.run(world.steps, 0, 1, None)
+    decided.run(world.steps, 0, 1)
     world.seconds[TEAM] = 50e-6
     assert world.run(decided, 1000)[TEAM] > 0.9
 
 
 def test_slices_make_up_the_run(monkeypatch):
     world, told = World(monkeypatch, 300e-6, 80e-6), []
-    trial.Trial().run(world.steps, 7, 1234, told.append)
+    trial.Trial().run(world.steps, 7, 1234, watch=told.append)
     assert [e for _, first, stop in world.slices for e in range(first, stop)] == list(range(7, 1234))
-    assert told == [stop for _, _, stop in world.slices]
+    assert set(told) <= {stop for _, _, stop in world.slices}
+    assert told[-1] == 1234
     assert {way for way, _, _ in world.slices} == {TEAM, ONE}
     world.slices.clear()
-    trial.Trial().run(world.steps, 3, 3, told.append)
+    trial.Trial().run(world.steps, 3, 3, watch=told.append)
     assert not world.slices
+
+
+def test_waking_the_others_does_not_count(monkeypatch):
+    """A team that sleeps while one thread works takes 100 us to wake, once in a run."""
+    world, decided = World(monkeypatch, 65e-6, 83e-6), trial.Trial()
+    decided.seconds = [90e-6, 83e-6]
+    before = [ONE]
+
+    def steps(way, first, stop):
+        world.now += 100e-6 if way == TEAM and before[-1] == ONE else 0
+        before.append(way)
+        World.steps(world, way, first, stop)
+
+    decided.run(steps, 0, 2000)
+    assert decided.seconds[TEAM] == pytest.approx(65e-6)
+    assert before[-1] == TEAM
+
+
+def test_a_short_step_tells_nothing(monkeypatch):
+    world, decided = World(monkeypatch, 50e-6, 80e-6), trial.Trial()
+    world.run(decided, 1000)
+    world.seconds = [1e-6, 1e-6]
+    decided.run(world.steps, 0, 1, short=0)
+    assert decided.seconds[TEAM] == pytest.approx(50e-6)
+
+
+def test_looks_are_rare_in_short_runs(monkeypatch):
+    """The time between runs is not counted."""
+    world, decided = World(monkeypatch, 200e-6, 100e-6), trial.Trial()
+    world.run(decided, 100)
+    spent = 0.0
+    for _ in range(300):
+        world.now += 0.2
+        begin = world.now
+        world.run(decided, 4)
+        spent += world.now - begin
+    assert spent < 1.02 * 300 * 4 * 100e-6
 
 
 @pytest.mark.parametrize("threads", [2, 3])
@@ -76,7 +114,7 @@ def test_the_bits_are_the_same(threads, monkeypatch):
     monkeypatch.setattr(division, "CLAIMED", 0)
     turns = itertools.cycle([(TEAM, 1e-9), (ONE, 1e-9)])
     chosen = []
-    monkeypatch.setattr(trial.Trial, "_choose", lambda self, now: chosen.append(next(turns)) or chosen[-1])
+    monkeypatch.setattr(trial.Trial, "_choose", lambda self: chosen.append(next(turns)) or chosen[-1])
     x = np.random.default_rng(0).standard_normal((1000, 20)).astype("float32")
     found = []
     for n_threads in (1, threads):

@@ -2,7 +2,7 @@
 
 from fastnn.cpu import blocking
 from fastnn.program import Op, Program, Ref, schedule
-from fastnn.records import GEMM, MAP, UPDATE
+from fastnn.records import GEMM, UPDATE
 
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 
@@ -48,7 +48,7 @@ def divide(program: Program, dtype: str, threads: int) -> None:
     for op in program.ops:
         op.shared = threads > 1 and _shared(op, program.ops)
     for i, op in enumerate(program.ops):
-        if op.record is MAP and op.shared:  # it has nothing to compute while lines come
+        if op.kernel.endswith("_outer") and op.shared:  # it computes next to nothing while lines come
             _fetch_early(op, program.ops[:i])
     schedule(program.ops)
 
@@ -66,13 +66,17 @@ def _joined(op: Op) -> bool:
 
 
 def _fetch_early(op: Op, before: list[Op]) -> None:
-    """Have a product whose output is laid out like what `op` writes get the lines of that, too."""
+    """Have a product whose output is laid out like what `op` writes get the lines of that, too.
+
+    It writes what is there, in rows of the same thread, and says so, for the sake of barriers.
+    """
     shape = [op.fields.get(name) for name in ("rows", "cols", "ld")]
     for product in reversed(before):
         if product.kernel == "small.fused" and product.by_rows and product.epilogue is not None:
             row = product.epilogue.fields.get("c_row")
             if [product.fields["m"], product.fields["n"], row] == shape:
                 product.fields["also"] = op.fields["y"]
+                product.writes = tuple(dict.fromkeys([*product.writes, *op.writes]))
                 return
 
 

@@ -15,9 +15,11 @@ SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED, THREADS = (
     RUN.offsets[field] // 8 for field in ("short_step", "first", "stop", "rate", "origin", "seed", "threads")
 )
 ENGINE = ("engine.engine", "float32")
-ALONE = 600_000  # floating-point operations of a step below which one thread is faster than a team
-TOGETHER = 30_000_000  # likewise from which a team is faster, wherever its threads are; `trial` finds out in between
-AWAKE = 3_000_000  # likewise below which one is faster if the step comes alone: the others may have to be woken for it
+HELPERS = [("engine.lead", "float32"), ("engine.attend", "float32")]
+# Floating-point operations of a step ...
+ALONE = 600_000  # ... below which one thread is faster than a team
+TOGETHER = 30_000_000  # ... from which a team is faster, wherever its threads are; in between `trial` finds out
+AWAKE = 3_000_000  # ... below which one thread does a step that comes alone, since others would have to be woken for it
 
 
 def pad(dtype: str) -> Callable[[int], int]:
@@ -146,7 +148,9 @@ class Executable:
         self._keep = dict(buffers)
         bases = {name: address(array) for name, array in buffers.items()}
         bases |= {"arena": address(self.arena), "totals": address(self.totals)}
-        cold.load([*_kernels(program, dtype), *(_kernels(short, dtype) if short else ()), ENGINE])
+        wanted = [*_kernels(program, dtype), *(_kernels(short, dtype) if short else ()), ENGINE]
+        tried = self.threads > 1 and program.flops < TOGETHER
+        cold.load([*wanted, *HELPERS] if tried else wanted)
         self._tables = [
             Table(p, dtype, bases, Ref("arena", arena), stride, self.threads) for p in (program, short) if p
         ]
@@ -165,8 +169,8 @@ class Executable:
         run["yields"], run["spins"] = team.yield_address(), team.spins(self.threads)
         self._enter = team.MAIN(loader.address(*ENGINE))
         self._words = memoryview(self.run_record.view(np.int64))
-        self._trial = trial.Trial() if self.threads > 1 and program.flops < TOGETHER else None
-        self._rests = program.flops < AWAKE
+        self._trial = trial.Trial() if tried else None
+        self._single_alone = program.flops < AWAKE
         # [0]: the step that comes next, also while a run is under way.  To read it takes no call, and so there is no
         # place in between where Python would let an interruption in.
         self.progress = memoryview(self._flags)
@@ -221,7 +225,8 @@ class Executable:
                 self._together(crew, watch)
                 return
             lead = crew.lead
-            self._trial.run(lambda way, low, high: self._slice(way, low, high, lead), first, stop, watch)
+            short = int(record["short_step"][0])
+            self._trial.run(lambda way, low, high: self._slice(way, low, high, lead), first, stop, short, watch)
 
     def _slice(self, way: int, first: int, stop: int, lead: Callable[[int], None]) -> None:
         """Some steps by the calling thread, with or without the others of its team."""
@@ -239,7 +244,7 @@ class Executable:
 
         ``rate[at]`` is the optimizer's step size.
         """
-        words, alone = self._words, self.threads == 1 or self._rests
+        words, alone = self._words, self.threads == 1 or self._single_alone
         words[SHORT_STEP], words[THREADS] = -1, 1 if alone else self.threads
         words[FIRST], words[STOP], words[RATE], words[ORIGIN], words[SEED] = 0, 1, 0, origin, seed
         if rate is not None:

@@ -234,7 +234,7 @@ block_narrow = make_block(1)
 
 @device
 def add_rows(op, b, b_row, out, width):
-    """The sums of `width` columns of B."""
+    """The sums of `width` columns of B, whole vectors of them."""
     w = lanes(b)
     for q in range(0, width, w):
         column = offset(b, q)
@@ -254,7 +254,7 @@ def add_rows(op, b, b_row, out, width):
 
 @device
 def sum_rows(op, run, step, b, b_row, tile, j, width):
-    """The sums of `width` columns of B, which come from its column j on, and the epilogue for them.
+    """The sums of `width` columns of B, which give C's columns from j on, and the epilogue for them.
 
     These columns are read next, so this is how they come to the first-level cache.
     """

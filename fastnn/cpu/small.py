@@ -207,6 +207,7 @@ slim_tall, slim_four, slim_one = (make_slim_tiles(height) for height in (TALL, 4
 
 @kernel(GEMM)
 def slim(op, run, step, thread):
+    """Threads share the rows of C.  Where there are sums, B has as many columns as a vector has lanes, or padding."""
     w = lanes(op.a)
     top, bottom = share(op.m, thread, run.threads)
     rows = bottom - top

@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 TEAM, ONE = 0, 1  # the ways
 SLICE = 0.01  # seconds of steps between two decisions
-PERIOD = 0.1  # seconds from one look at the slower way to the next
-LOOK = 0.0005  # seconds of such a look, so that it costs 0.5% for each time that the slower way takes longer
+PERIOD = 0.1  # seconds of steps from one look at the slower way to the next
+LOOK = 0.0005  # seconds of such a look: if the slower way takes twice as long, looks cost half a percent
 WORSE = 0.25  # weight of a time that is worse than before, since an interruption is no reason to change the way
+NEW = 8  # steps of the first look at a way
+LONG = 16  # steps of a run from which the time to wake the others, once, does not count
 
 
 class Trial:
@@ -20,33 +22,50 @@ class Trial:
 
     def __init__(self) -> None:
         self.seconds = [0.0, 0.0]  # 0: not known
-        self._due = 0.0  # when the slower way is looked at
+        self._since = PERIOD  # seconds of steps since the slower way was looked at
 
-    def _choose(self, now: float) -> tuple[int, float]:
+    def _choose(self) -> tuple[int, float]:
         """The way of the next slice and its length in seconds."""
         if 0.0 in self.seconds:
             return self.seconds.index(0.0), LOOK
         faster = TEAM if self.seconds[TEAM] <= self.seconds[ONE] else ONE
-        if now < self._due:
+        if self._since < PERIOD:
             return faster, SLICE
-        self._due = now + PERIOD
+        self._since = 0.0
         return ONE - faster, LOOK
 
     def run(
-        self, steps: Callable[[int, int, int], None], first: int, stop: int, watch: Callable[[int], None] | None
+        self,
+        steps: Callable[[int, int, int], None],
+        first: int,
+        stop: int,
+        short: int = -1,
+        watch: Callable[[int], None] | None = None,
     ) -> None:
         """Run the steps [first, stop) with ``steps(way, first, stop)``, a slice at a time.
 
-        Between slices the interpreter handles signals, and `watch` is told how far the run is.
+        Between slices the interpreter handles signals, and `watch` is told how far the run is.  Step `short` has fewer
+        rows than others, and tells nothing of them.
         """
+        before = ONE
         while first < stop:
+            way, length = self._choose()
+            if way == TEAM and before == ONE and stop - first > LONG:
+                steps(way, first, first + 1)  # wakes the others
+                first += 1
+            before, known = way, self.seconds[way]
+            end = min(stop, first + (max(1, int(length / known)) if known else NEW))
             began = time.perf_counter()
-            way, length = self._choose(began)
-            known = self.seconds[way]
-            end = min(stop, first + (max(1, int(length / known)) if known else 1))
             steps(way, first, end)
-            took = (time.perf_counter() - began) / (end - first)
-            self.seconds[way] = took if not known or took < known else known + WORSE * (took - known)
+            took = time.perf_counter() - began
+            self._since += took
+            if not first <= short < end or not known:
+                self._learn(way, took / (end - first))
             first = end
             if watch:
                 watch(first)
+
+    def _learn(self, way: int, seconds: float) -> None:
+        known = self.seconds[way]
+        better = not known or seconds < known
+        self.seconds[way] = seconds if better else known + WORSE * (seconds - known)
