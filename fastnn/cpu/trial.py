@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 TEAM, ONE = 0, 1  # the ways
 SLICE = 0.01  # seconds of steps between two decisions
-PERIOD = 0.1  # seconds of steps from one look at the slower way to the next
+SOON, PERIOD = 0.002, 0.1  # seconds of steps from one look at the slower way to the next: twice as many each time
 LOOK = 0.0005  # seconds of such a look: if the slower way takes twice as long, looks cost half a percent
 WORSE = 0.25  # weight of a time that is worse than before, since an interruption is no reason to change the way
 NEW = 8  # steps of the first look at a way
@@ -22,16 +22,19 @@ class Trial:
 
     def __init__(self) -> None:
         self.seconds = [0.0, 0.0]  # 0: not known
-        self._since = PERIOD  # seconds of steps since the slower way was looked at
+        self._faster = TEAM
+        self._since, self._period = 0.0, SOON  # seconds of steps since the slower way was looked at, until it will be
 
     def _choose(self) -> tuple[int, float]:
         """The way of the next slice and its length in seconds."""
         if 0.0 in self.seconds:
             return self.seconds.index(0.0), LOOK
         faster = TEAM if self.seconds[TEAM] <= self.seconds[ONE] else ONE
-        if self._since < PERIOD:
-            return faster, SLICE
-        self._since = 0.0
+        if faster != self._faster:  # the world has changed, or is not known well yet
+            self._faster, self._period = faster, SOON
+        if self._since < self._period:
+            return faster, min(SLICE, self._period)
+        self._since, self._period = 0.0, min(2 * self._period, PERIOD)
         return ONE - faster, LOOK
 
     def run(
