@@ -33,7 +33,8 @@ class Sequential:
         Decides initial weights, shuffling and dropout.  The same seed gives the same bits, whatever the number of
         threads.
     n_threads : int, optional
-        Threads to use; the default is `fastnn.get_num_threads`.
+        Threads to use at most; the default is `fastnn.get_num_threads`.  Small steps take one, and those of middling
+        size one or all, whichever is faster while they run.  The results are the same.
     name : str, optional
         Shown by `summary`.
 
