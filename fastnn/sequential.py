@@ -373,6 +373,8 @@ class Sequential:
     ) -> np.ndarray:
         """Return the outputs for samples, (n, units) in the model's dtype.
 
+        Several threads may call this, `predict_on_batch` or `evaluate` at once; they take turns.
+
         Parameters
         ----------
         x : array of shape (n, ...), or a batch source

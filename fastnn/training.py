@@ -178,11 +178,12 @@ def _predict_again(model: Sequential, x: object, batch_size: int | None, whole: 
     if program is None:
         return None
     out = np.empty((len(x), model._built().units), model.dtype)
-    program.bind(x=x, out=out)
-    if len(x) == program.rows <= CHUNK:
-        program.step()
-    else:
-        program.run(len(x))
+    with program.lock:
+        program.bind(x=x, out=out)
+        if len(x) == program.rows <= CHUNK:
+            program.step()
+        else:
+            program.run(len(x))
     return out
 
 
@@ -199,9 +200,10 @@ def predict(model: Sequential, x: object, batch_size: int | None, *, whole: bool
     batch = samples.n if whole else batch
     out = np.empty((samples.n, network.units), model.dtype)
     program = executable(model, "predict", samples.n, batch, samples.x_feed)
-    samples.bind(program)
-    program.bind(out=out)
-    program.run(samples.n)
+    with program.lock:
+        samples.bind(program)
+        program.bind(out=out)
+        program.run(samples.n)
     if len(network.shapes[-1]) > 1:
         return out.reshape(samples.n, *network.shapes[-1])
     if samples.x is x and type(batch_size) in (int, type(None)):  # it was a matrix that is read in place
@@ -214,10 +216,11 @@ def evaluate_samples(model: Sequential, samples: Samples, batch: int) -> dict[st
     program = executable(
         model, "evaluate", samples.n, batch, samples.x_feed, samples.y_feed, samples.weight is not None
     )
-    samples.bind(program)
-    program.totals[:] = 0
-    program.run(samples.n)
-    return logs(model, program.totals, samples.n)
+    with program.lock:
+        samples.bind(program)
+        program.totals[:] = 0
+        program.run(samples.n)
+        return logs(model, program.totals, samples.n)
 
 
 def logs(model: Sequential, totals: np.ndarray, n: int) -> dict[str, float]:

@@ -288,6 +288,30 @@ def test_two_fits_at_once(threads):
 
 
 @pytest.mark.usefixtures("small_steps_in_teams")
+@pytest.mark.parametrize("rows", [1, 300])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_predictions_of_one_model_at_once(threads, rows):
+    """Each caller gets the outputs for its own rows: a server has threads, and one model."""
+    model = build(threads)
+    inputs = [np.random.default_rng(seed).standard_normal((rows, 20)).astype("float32") for seed in range(4)]
+    expected = [model.predict(x, verbose=0) for x in inputs]
+    wrong = []
+
+    def work(x, right):
+        for _ in range(200):
+            if not np.array_equal(model.predict(x, verbose=0), right):
+                wrong.append(x)
+
+    callers = [threading.Thread(target=work, args=pair) for pair in zip(inputs, expected, strict=True)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(LIMIT)
+    assert not any(caller.is_alive() for caller in callers)
+    assert not wrong
+
+
+@pytest.mark.usefixtures("small_steps_in_teams")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("threads", [1, 2])

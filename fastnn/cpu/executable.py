@@ -1,5 +1,6 @@
 """A program on this machine: memory for its buffers, a table of records with addresses, and a team to run it."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -143,6 +144,7 @@ class Executable:
         arena = max(program.arena, short.arena if short else 0)
         elements = arena + self.threads * stride
         shared = like is not None and like.arena.size >= elements
+        self.lock = threading.Lock()  # for who binds arrays and runs: a model may predict in several threads at once
         self.arena: np.ndarray = like.arena if like is not None and shared else allocate(elements, dtype)
         self.totals = np.zeros(max(sums, 1))
         self._keep = dict(buffers)
