@@ -16,6 +16,7 @@ from fastnn.cpu.simd import (
     load_numbers,
     offset,
     prefetch,
+    prefetch_far,
     scalar_like,
     splat,
     store,
@@ -36,12 +37,13 @@ def source_row(index, row):
 def fetch(x, at, cols, size):
     """Start fetching the row at ``x[at]``: rows in random order are nothing that the CPU foresees.
 
+    As near as the second-level cache: a batch's rows would push a step's other data, and each other, out of the first.
     `cols` is at least a vector, since a load waits for all the lines that its vector touches, masked or not.
     """
     source = offset(x, at)
     for c in range(0, min(cols, FETCHED * LINE // size), LINE // size):
-        prefetch(source, c)
-    prefetch(source, cols - 1)
+        prefetch_far(source, c)
+    prefetch_far(source, cols - 1)
 
 
 @device
