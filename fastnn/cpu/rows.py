@@ -15,7 +15,6 @@ from fastnn.cpu.simd import (
     load_first_numbers,
     load_numbers,
     offset,
-    prefetch,
     prefetch_far,
     scalar_like,
     splat,
