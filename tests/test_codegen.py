@@ -18,7 +18,7 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import pytest
 
-from fastnn.cpu import loader, target
+from fastnn.cpu import jit, loader, small, target
 from fastnn.cpu.simd.engine import FPCR_FLUSH
 
 HERE = Path(__file__).parent
@@ -302,6 +302,16 @@ def test_numbers_are_right_on(name, runs):
     width = "from fastnn.cpu import target; print(target.host().simd_bits)"
     bits = subprocess.run([sys.executable, "-c", width], env=given, capture_output=True, text=True, check=True).stdout
     assert int(bits) == {"avx512": 512, "avx2": 256, "generic": 128}[name]
+
+
+@pytest.mark.parametrize(("dtype", "word"), [("float32", "i32"), ("float64", "i64")])
+def test_the_optimiser_keeps_touches(dtype, word):
+    """A load whose value goes back to its place does nothing but fetch the line for writing."""
+    code = jit.to_llvm(small.fused, dtype)
+    module = str(loader._lower(*code, "exported", loader.target_machine(target.host())))
+    value = re.search(rf"(%\S+) = load atomic {word}, ptr (%\S+) monotonic", module)
+    assert value is not None, "no load"
+    assert f"store atomic {word} {value[1]}, ptr {value[2]} monotonic" in module
 
 
 def test_aarch64_flushes_subnormals():

@@ -183,7 +183,7 @@ def test_small_edges(m, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m", [1, 5, MR - 1, MR, 2 * MR + 3])
 def test_tiles_that_are_touched(m, dtype):
-    """What a tile's lines are fetched by lies within the tile."""
+    """Only elements of the tile itself are written to fetch its lines."""
     w, nr, _ = widths(dtype)
     for n, layout, end in itertools.product((1, w - 1, w, w + 1, nr, nr + 1, 2 * nr + 3), ("plain", "padded"), ENDS):
         check(random((m, 9), dtype, 1), random((9, n), dtype, 2), ("plain", "plain", layout), None, end)

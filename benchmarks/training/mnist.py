@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-HIDDEN, BATCH, RATE, EPOCHS = 256, 128, 0.005, 5  # 98.06 to 98.42% over 16 seeds; with 4 epochs one in ten misses 98%
+HIDDEN, BATCH, RATE, EPOCHS = 256, 128, 0.005, 5  # 98.06 to 98.42% over 16 seeds; 4 at 0.006 miss 98% with 5 of 30
 
 Trained = tuple[Callable[[], None], Callable[[], float]]  # trains, and tells the accuracy
 

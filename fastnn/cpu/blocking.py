@@ -153,7 +153,7 @@ def by_rows(m: int, n: int, k: int, dtype: str, b_col: int, threads: int) -> boo
     the next product by rows; but it reads all of B.  That pays unless B is large and used for few rows.  (A step of
     20-64-64-1, batch 256, two threads: 69 us instead of 104.)  Long products are cut into tasks, of which a thread that
     is late leaves some to others (784-512-256-10, batch 512: 4% of a step).  Where rows of B are not contiguous, each
-    thread has to pack what it reads, which takes longer than to fetch a smaller A.
+    thread has to pack what it reads, which takes longer than to fetch a smaller A (64 x 256 x 128: 23.1 us, 21.7 else).
     """
     small = k * n * SIZES[dtype] <= target.caches()["L2"] // 2 and b_col == 1
     return m >= threads * MR and (small or (n <= m and m * n * k < LONG))

@@ -14,8 +14,9 @@ from fastnn.threads import available_cpus
 
 Kernel = tuple[str, str]  # name and dtype
 
-# Seconds that a kernel of a module takes (Cascade Lake, 2.5 GHz): as far as it matters who compiles what.
+# Seconds that a kernel, or any of a module, takes (Cascade Lake, 2.5 GHz): as far as it matters who compiles what.
 SECONDS = {"gemm": 5.0, "direct": 2.0, "criteria": 1.6, "small": 2.0, "losses": 1.5, "optimizers": 1.5, "gemv": 0.6}
+SECONDS |= {"small.slim": 0.4}
 OTHERS = 0.4
 START = 0.8  # seconds until the other process begins to compile
 # The process finds fastnn where this one does, and leaves nothing but object files.
@@ -71,7 +72,8 @@ def divide(kernels: Iterable[Kernel]) -> tuple[list[Kernel], list[Kernel]]:
 
 def seconds(kernel: Kernel) -> float:
     """How long a kernel takes to compile, roughly."""
-    return SECONDS.get(kernel[0].split(".")[0], OTHERS)
+    name = kernel[0]
+    return SECONDS.get(name, SECONDS.get(name.split(".")[0], OTHERS))
 
 
 def _can_start_python() -> bool:

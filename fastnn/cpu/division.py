@@ -30,7 +30,6 @@ def divide(program: Program, dtype: str, threads: int) -> None:
     for op in program.ops:
         if op.record is not GEMM:
             continue
-        op.fields.pop("also", None)  # of another number of threads
         m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
         strides = _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
         if op.sums is not None and _int(op.sums, "n") > 1:  # gemv's kernels have sums of a single unit only

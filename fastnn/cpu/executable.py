@@ -211,19 +211,17 @@ class Executable:
         stop = steps if stop is None else stop
         record = self.run_record
         record["short_step"] = steps - 1 if len(self._tables) > 1 else -1
-        record["origin"], record["seed"], record["threads"] = origin, seed, self.threads
+        record["origin"], record["seed"] = origin, seed
         record["rate"] = 0 if rate is None else address(rate) - rate.strides[0] * first
         self._flags[8] = 0
         self.progress[0] = first
-        self._forget_claims()
         if self.threads == 1:
             team.run_alone(self._alone, first, stop, watch)
             return
         with team.borrow(self.threads) as crew:
             assert crew is not None
             if self._trial is None:
-                self._team[:] = 0
-                record["first"], record["stop"] = first, stop
+                self._begin(first, stop, self.threads)
                 self._together(crew, watch)
                 return
             lead = crew.lead
@@ -232,34 +230,29 @@ class Executable:
 
     def _slice(self, way: int, first: int, stop: int, lead: Callable[[int], None]) -> None:
         """Some steps by the calling thread, with or without the others of its team."""
-        words = self._words
-        words[FIRST], words[STOP], words[THREADS] = first, stop, self.threads if way == trial.TEAM else 1
-        self._team[:] = 0
-        self._forget_claims()  # they are counted by the number of threads
         if way == trial.TEAM:
+            self._begin(first, stop, self.threads)
             lead(self._run_address)
         else:
-            self._enter(self._run_address, 0)
+            self._alone(first, stop)
 
     def step(self, *, rate: np.ndarray | None = None, at: int = 0, origin: int = 0, seed: int = 0) -> None:
         """Run one full step of the bound arrays: as `run`, for steps that come one by one.
 
         ``rate[at]`` is the optimizer's step size.
         """
-        words, alone = self._words, self.threads == 1 or self._single_alone
-        words[SHORT_STEP], words[THREADS] = -1, 1 if alone else self.threads
-        words[FIRST], words[STOP], words[RATE], words[ORIGIN], words[SEED] = 0, 1, 0, origin, seed
+        words = self._words
+        words[SHORT_STEP], words[RATE], words[ORIGIN], words[SEED] = -1, 0, origin, seed
         if rate is not None:
             words[RATE] = address(rate) + rate.strides[0] * at
-        self._team[:] = 0
         self._flags[:] = 0
-        self._forget_claims()
-        if alone:
-            self._enter(self._run_address, 0)
-        else:
-            with team.borrow(self.threads) as crew:
-                assert crew is not None
-                crew.lead(self._run_address)
+        if self.threads == 1 or self._single_alone:
+            self._alone(0, 1)
+            return
+        self._begin(0, 1, self.threads)
+        with team.borrow(self.threads) as crew:
+            assert crew is not None
+            crew.lead(self._run_address)
 
     def timed(self, steps: int, *, rate: np.ndarray | None = None, origin: int = 0, seed: int = 0) -> np.ndarray:
         """Run full steps and say how long each operation took.
@@ -287,14 +280,19 @@ class Executable:
         ticks = times.reshape(self.threads, stride)[:, engine.HEAD : engine.HEAD + steps * length * 2]
         return ticks.reshape(self.threads, steps, length, 2) * clock.tick()
 
-    def _forget_claims(self) -> None:
-        """A forked process may have inherited those of half a step."""
+    def _begin(self, first: int, stop: int, threads: int) -> None:
+        """Prepare the steps [first, stop) for so many threads.
+
+        Claims are counted by that number, and a forked process may have inherited those of half a step.
+        """
+        words = self._words
+        words[FIRST], words[STOP], words[THREADS] = first, stop, threads
+        self._team[:] = 0
         for table in self._tables:
             table.claims[:] = 0
 
     def _alone(self, first: int, stop: int) -> None:
-        self.run_record["first"], self.run_record["stop"] = first, stop
-        self._team[:] = 0
+        self._begin(first, stop, 1)
         self._enter(self._run_address, 0)
 
     def _together(self, crew: "team.Team", watch: Callable[[int], None] | None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 TEAM, ONE = 0, 1  # the ways
 SLICE = 0.01  # seconds of steps between two decisions
 SOON, PERIOD = 0.002, 0.1  # seconds of steps from one look at the slower way to the next: twice as many each time
-LOOK = 0.0005  # seconds of such a look: if the slower way takes twice as long, looks cost half a percent
+LOOK = 0.0005  # seconds of such a look: if the slower way takes twice as long, looks cost 0.25%
 WORSE = 0.25  # weight of a time that is worse than before, since an interruption is no reason to change the way
 NEW = 8  # steps of the first look at a way
 LONG = 16  # steps of a run from which the time to wake the others, once, does not count
