@@ -17,17 +17,20 @@ from fastnn.cpu.simd import (
     load_first,
     muladd,
     offset,
+    reference,
     splat,
     store,
     sum_lanes,
 )
-from fastnn.records import GEMM
+from fastnn.records import FORWARD, GEMM
 
 WIDE = CPU.registers // 2  # vectors of C at once: long pieces of the rows of B, and sums enough to hide the latency
 
 SOME = 4  # as many sums as hide half the latency
 
 ONE_ROW = (0,)
+
+as_forward = reference(FORWARD)
 row_wide = make_edge_tile(1, WIDE)
 row_some = make_edge_tile(1, SOME)
 row_narrow = make_edge_tile(1, 1)
@@ -120,11 +123,16 @@ def dot(a, b, k):
 @kernel(GEMM)
 def gemv_columns(op, run, step, thread):
     """For B with contiguous columns: dot products, four at once.  A is contiguous."""
-    width = WIDE * lanes(op.a)
-    first, last = share(op.n, thread, run.threads)
+    w = lanes(op.a)
+    width = WIDE * w
+    # Where rows of C are padded, epilogues write whole vectors, so threads share these.
+    unit = w if as_forward(op.epilogue, op).c_row % w == 0 else 1
+    first, last = share((op.n + unit - 1) // unit, thread, run.threads)
+    first, last = first * unit, min(last * unit, op.n)
     tile = offset(op.scratch, worker(run, thread) * op.scratch_stride)
     for left in range(first, last, width):
         cols = min(width, last - left)
+        store(tile, (cols - 1) // w * w, splat(tile, 0))  # of which a part may become padding
         c = 0
         while c + 4 <= cols:
             dots(op.a, offset(op.b, (left + c) * op.b_col), op.b_col, op.k, offset(tile, c))
