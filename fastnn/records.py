@@ -84,6 +84,7 @@ GEMM = Record(
     panels="int",  # panels (of NR columns) of C that one task computes
     rows="int",  # rows of C that one task computes
     by_rows="int",  # 1: each thread has the same rows of C as in kernels over rows, else some of all tasks
+    finish="int",  # what becomes of a tile in registers, before or instead of the epilogue: see fastnn.cpu.small
     touched="int",  # 1: get the lines of a tile of C from other cores while it is computed; its c_col is 1
     also="T*",  # what a later kernel writes to the same rows, laid out as C: its lines, too, or 0
     block="int",  # rows of A that are used together

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from guard import ENDS, Guarded, guarded, linux
 
-from fastnn.cpu import blocking, immediate, target
+from fastnn.cpu import blocking, immediate, small, target
 from fastnn.cpu.blocking import MR
 from fastnn.cpu.memory import address
 from fastnn.records import RUN
@@ -187,6 +187,31 @@ def test_tiles_that_are_touched(m, dtype):
     w, nr, _ = widths(dtype)
     for n, layout, end in itertools.product((1, w - 1, w, w + 1, nr, nr + 1, 2 * nr + 3), ("plain", "padded"), ENDS):
         check(random((m, 9), dtype, 1), random((9, n), dtype, 2), ("plain", "plain", layout), None, end)
+
+
+@linux
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [0, 1, 4, 5, 8, 9, MR - 1, MR, 2 * MR + 3])
+@pytest.mark.parametrize(("finish", "activation"), [(small.LINEAR, "linear"), (small.RELU, "relu")])
+def test_tiles_finished_in_registers(finish, activation, m, dtype, monkeypatch):
+    """C is as the epilogue would have made it, and nothing around it is written."""
+    w, nr, _ = widths(dtype)
+    choices = itertools.cycle(itertools.product(LAYOUTS, LAYOUTS, ("plain", "gap"), (True, False), ENDS))
+    for n, k in itertools.product((w, nr, nr + w, 2 * nr), (0, 1, 2, w + 1)):
+        for a_layout, b_layout, c_layout, with_bias, end in itertools.islice(choices, 7):
+            a, b = random((m, k), dtype, 1), random((k, n), dtype, 2)
+            bias = random(n, dtype, 3) if with_bias else None
+            held = [place(a, a_layout, end), place(b, b_layout, end)]
+            vector = None if bias is None else guarded(bias, end)
+            row = n + (w if c_layout == "gap" else 0)
+            results = []
+            for how in (small.CALL, finish):
+                out = Guarded(np.full((m, n), 7.0, dtype), end, (row, 1))
+                for _ in products_by("small.fused", monkeypatch, finish=how, touched=1):
+                    immediate.gemm(held[0].array, held[1].array, out.array, vector, activation, 0.0, 1)
+                out.assert_gaps_untouched()
+                results.append(out.array.copy())
+            assert results[0].tobytes() == results[1].tobytes()
 
 
 @linux

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import fastnn
 from fastnn import records, training
-from fastnn.cpu import executable
+from fastnn.cpu import division, executable
 from fastnn.cpu.division import divide
 from fastnn.cpu.immediate import KERNEL
 from fastnn.cpu.memory import address
@@ -386,9 +386,9 @@ def small_steps_in_teams(monkeypatch):
     monkeypatch.setattr(executable, "AWAKE", 0)
 
 
-def trained(name, optimizer, dtype, threads):
+def trained(name, optimizer, dtype, threads, samples=75):
     model = build(name, optimizer, dtype, n_threads=threads)
-    x, y = data(model, 75)
+    x, y = data(model, samples)
     history = model.fit(x, y, batch_size=16, epochs=2, verbose=0, validation_data=(x, y))
     return [*model.get_weights(), model.predict(x, verbose=0), *history.history.values()]
 
@@ -397,11 +397,41 @@ def trained(name, optimizer, dtype, threads):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("optimizer", ["adam", "nesterov"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_teams_give_the_same_bits(name, optimizer, dtype):
-    alone = trained(name, optimizer, dtype, 1)
+@pytest.mark.parametrize("samples", [75, 65])  # of the last batch, 11 and 1
+def test_teams_give_the_same_bits(samples, name, optimizer, dtype):
+    alone = trained(name, optimizer, dtype, 1, samples)
     for threads in (2, 3, 5):
-        for a, b in zip(alone, trained(name, optimizer, dtype, threads), strict=True):
+        for a, b in zip(alone, trained(name, optimizer, dtype, threads, samples), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+FINISHED_SIZES = [(1, 33, 18), (5, 64, 20), (14, 32, 33), (31, 17, 48), (64, 65, 40)]  # rows, units, units
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("rows", "first", "second"), FINISHED_SIZES)
+def test_what_is_finished_in_registers_has_the_bits_of_the_epilogue(rows, first, second, dtype, monkeypatch):
+    """Also where outputs are 0 or NaN, whose slopes are 0 and NaN."""
+
+    def parameters(threads):
+        layers = [Input((11,)), Dense(first, "relu"), Dense(second, "relu"), Dense(24), Dense(first, "relu"), Dense(3)]
+        model = fastnn.Sequential(layers, dtype=dtype, seed=1, n_threads=threads)
+        model.compile("sgd", "mse")
+        rng = np.random.default_rng(0)
+        x, y = rng.standard_normal((3 * rows, 11)), rng.standard_normal((3 * rows, 3))
+        model.fit(x, y, batch_size=rows, epochs=2)
+        trained = [w.tobytes() for w in model.get_weights()]
+        x[-1, 0] = np.nan
+        model.fit(x, y, batch_size=rows, epochs=1)
+        assert any(np.isnan(w).any() for w in model.get_weights())
+        return trained, model.predict(x).tobytes()
+
+    monkeypatch.setattr(executable, "ALONE", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(division, "FINISHED", {})
+        expected = parameters(1)
+    for threads in (1, 2, 3):
+        assert parameters(threads) == expected
 
 
 def stretches(table):

@@ -4,6 +4,8 @@ from fastnn.cpu import blocking
 from fastnn.program import Op, Program, Ref, schedule
 from fastnn.records import GEMM, UPDATE
 
+# What small.fused does with tiles in registers (CALL, LINEAR, RELU and RELU_SLOPE there), by epilogue.
+FINISHED = {"activations.linear_forward": 1, "activations.relu_forward": 2, "activations.relu_backward": 3}
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 
 
@@ -18,11 +20,21 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
     if op.kernel in ("small.fused", "small.slim"):
         by_rows = int(op.by_rows and op.batch == "m")
-        return {"by_rows": by_rows, "touched": int(op.shared), **blocking.whole(m, n, k, dtype, threads)}
+        finish = _finish(op, dtype)
+        # Stores from registers need not be hidden: the next tile is computed while they wait.
+        touched = int(op.shared and finish == 0)
+        return {"by_rows": by_rows, "touched": touched, "finish": finish, **blocking.whole(m, n, k, dtype, threads)}
     strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
     return {"by_rows": 1, **blocking.blocks(-(-m // threads), n, k, dtype, *strides, 1)}
+
+
+def _finish(op: Op, dtype: str) -> int:
+    """Whether `small.fused` does an epilogue's work itself, since it is little and C has whole vectors."""
+    assert op.epilogue is not None
+    whole = _int(op, "n") % blocking.CPU.lanes(dtype) == 0 and op.epilogue.fields.get("c_col") == 1
+    return FINISHED.get(op.epilogue.kernel, 0) if whole else 0
 
 
 def divide(program: Program, dtype: str, threads: int) -> None:

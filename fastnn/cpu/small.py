@@ -15,27 +15,36 @@ from fastnn.cpu.gemm import FEW, HALF, LINE, add_rows, pack_panel, sum_rows
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.share import claim, share
 from fastnn.cpu.simd import (
+    add_row,
     call_epilogue,
     is_null,
     lanes,
     load,
     load_first,
+    load_rows,
     load_tile,
     offset,
     rank1,
     reference,
+    relu_tile,
     row_offsets,
     row_offsets_within,
     store_rows,
+    store_rows_at,
     store_tile,
-    touch,
+    times_relu_slope,
+    touch_rows,
     zeros_tile,
 )
-from fastnn.records import FORWARD, GEMM
+from fastnn.records import BACKWARD, FORWARD, GEMM
 
 TALL = min(MR, 8)  # 8 rows of two vectors are 16 sums at once: more than the CPU needs to be busy
 
-as_forward = reference(FORWARD)
+# What `fused` does with a tile while it is in registers: nothing, so that the epilogue finds it in the first-level cache,
+# or all that the epilogue would do.  To store a tile and to load it again takes as long as 10 steps of its product.
+CALL, LINEAR, RELU, RELU_SLOPE = range(4)
+
+as_forward, as_backward = reference(FORWARD), reference(BACKWARD)
 
 
 def make_plain_tiles(height, vectors):
@@ -100,26 +109,23 @@ def plain(op, run, step, thread):
 
 def make_tile(height, vectors):
     @device
-    def multiply(a, offsets, a_col, b, b_row, k, tile):
-        c = zeros_tile(a, height, vectors)
+    def multiply(a, offsets, a_col, b, b_row, k, finish, tile, c, places, bias, y):
+        # offsets: where rows of A are; places: those of C, and of y, which has C's layout
+        x = zeros_tile(a, height, vectors)
         for p in range(k):
-            c = rank1(c, offset(a, p * a_col), offsets, load_tile(offset(b, p * b_row), 1, vectors))
-        store_tile(c, tile)
+            x = rank1(x, offset(a, p * a_col), offsets, load_tile(offset(b, p * b_row), 1, vectors))
+        if finish == CALL:
+            store_tile(x, tile)
+        elif finish == RELU_SLOPE:
+            store_rows_at(times_relu_slope(x, load_rows(y, places, vectors)), c, places)
+        else:
+            if not is_null(bias):
+                x = add_row(x, load_tile(bias, 1, vectors))
+            if finish == RELU:
+                x = relu_tile(x)
+            store_rows_at(x, c, places)
 
     return multiply
-
-
-@device
-def touch_rows(c, c_row, rows, cols):
-    """Have a core get the lines of a tile of C to itself while it computes the tile.
-
-    Where another core has read a line, AMD's take 6 ns for a store to it, which no prefetch for writing shortens: the
-    line is there, if not theirs alone.  A store waits in its queue, and nothing waits for it.
-    """
-    step = LINE * lanes(c)
-    for r in range(rows):
-        for q in range(0, cols, step):
-            touch(c, r * c_row + q)
 
 
 def make_panel(vectors):
@@ -128,28 +134,43 @@ def make_panel(vectors):
 
     @device
     def panel(op, run, step, b, b_row, tile, j, cols, top, bottom):
-        k, a_row, a_col = op.k, op.a_row, op.a_col
+        k, a_row, a_col, finish = op.k, op.a_row, op.a_col, op.finish
         width = vectors * lanes(op.a)
-        offsets = row_offsets(a_row, MR)
         output = as_forward(op.epilogue, op)
-        c, c_row = offset(output.c, j), output.c_row
+        to, c_row, bias, y = output.c, output.c_row, output.bias, output.c
+        if finish == RELU_SLOPE:
+            y = as_backward(op.epilogue, op).y
+        elif not is_null(bias):
+            bias = offset(bias, j)
+        offsets, places = row_offsets(a_row, MR), row_offsets(c_row, MR)
         for i in range(top, bottom, TILES * MR):
             many = min(bottom - i, TILES * MR)
             for r in range(0, many, MR):
-                a, rows, out = offset(op.a, (i + r) * a_row), many - r, offset(tile, r * width)
-                if op.touched:
-                    touch_rows(offset(c, (i + r) * c_row), c_row, min(rows, MR), cols)
-                if not is_null(op.also):
-                    touch_rows(offset(op.also, (i + r) * c_row + j), c_row, min(rows, MR), cols)
+                rows, at, out = many - r, (i + r) * c_row + j, offset(tile, r * width)
+                a, c, also = offset(op.a, (i + r) * a_row), offset(to, at), offset(op.also, at)
                 if rows >= MR:
-                    tall(a, offsets, a_col, b, b_row, k, out)
-                elif rows > HALF:
-                    tall(a, row_offsets_within(a_row, MR, rows), a_col, b, b_row, k, out)
+                    if op.touched:
+                        touch_rows(c, places, vectors, LINE)
+                    if not is_null(op.also):
+                        touch_rows(also, places, vectors, LINE)
+                    tall(a, offsets, a_col, b, b_row, k, finish, out, c, places, bias, offset(y, at))
+                    continue
+                # Rows that do not exist are computed as the last one once more.
+                if op.touched:
+                    touch_rows(c, row_offsets_within(c_row, MR, rows), vectors, LINE)
+                if not is_null(op.also):
+                    touch_rows(also, row_offsets_within(c_row, MR, rows), vectors, LINE)
+                if rows > HALF:
+                    tall(a, row_offsets_within(a_row, MR, rows), a_col, b, b_row, k, finish, out,
+                         c, row_offsets_within(c_row, MR, rows), bias, offset(y, at))  # fmt: skip
                 elif rows > FEW:
-                    half(a, row_offsets_within(a_row, HALF, rows), a_col, b, b_row, k, out)
+                    half(a, row_offsets_within(a_row, HALF, rows), a_col, b, b_row, k, finish, out,
+                         c, row_offsets_within(c_row, HALF, rows), bias, offset(y, at))  # fmt: skip
                 else:
-                    few(a, row_offsets_within(a_row, FEW, rows), a_col, b, b_row, k, out)
-            call_epilogue(op.epilogue, run, step, tile, width, i, j, many, cols)
+                    few(a, row_offsets_within(a_row, FEW, rows), a_col, b, b_row, k, finish, out,
+                        c, row_offsets_within(c_row, FEW, rows), bias, offset(y, at))  # fmt: skip
+            if finish == CALL:
+                call_epilogue(op.epilogue, run, step, tile, width, i, j, many, cols)
 
     return panel
 

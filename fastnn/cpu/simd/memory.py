@@ -221,24 +221,6 @@ prefetch_write = _prefetch(1, 3)  # likewise, to be written, too
 
 
 @intrinsic
-def touch(typingctx, pointer, i):
-    """Write what ``pointer[i]`` holds to its place, so that the cache line is this core's alone when it is written.
-
-    Nobody else may write the element meanwhile.
-    """
-
-    def codegen(context, builder, sig, args):
-        word = ir.IntType(pointer.dtype.bitwidth)
-        at = builder.bitcast(builder.gep(args[0], [args[1]]), word.as_pointer())
-        size = pointer.dtype.bitwidth // 8
-        # Atomic, or it would be left out.
-        builder.store_atomic(builder.load_atomic(at, "monotonic", size), at, "monotonic", size)
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.intp), codegen
-
-
-@intrinsic
 def offset(typingctx, pointer, count):
     """``pointer + count`` elements."""
 

@@ -157,6 +157,107 @@ def store_tile_rows(typingctx, tile, memory, row, vectors):
     return types.void(tile, memory, types.intp, vectors), codegen
 
 
+def _in_row(builder, memory, offsets, q, width, ty):
+    """The address of vector q of a tile of `width` vectors a row whose rows are at `offsets`."""
+    row = builder.gep(memory, [builder.extract_value(offsets, q // width)])
+    return vector_pointer(builder, row, I64(q % width * ty.lanes), llvm_type(ty))
+
+
+@intrinsic(prefer_literal=True)
+def load_rows(typingctx, memory, offsets, vectors):
+    """A tile of `vectors` (a constant) vectors a row, whose rows are at `offsets`."""
+    ty = types.UniTuple(vec(memory.dtype), offsets.count * vectors.literal_value)
+
+    def codegen(context, builder, sig, args):
+        size = ty.dtype.scalar.bitwidth // 8
+        tile = ir.Constant(context.get_value_type(ty), ir.Undefined)
+        for q in range(ty.count):
+            at = _in_row(builder, args[0], args[1], q, vectors.literal_value, ty.dtype)
+            tile = builder.insert_value(tile, builder.load(at, align=size), q)
+        return tile
+
+    return ty(memory, offsets, vectors), codegen
+
+
+@intrinsic
+def store_rows_at(typingctx, tile, memory, offsets):
+    """Write the rows of a tile to `offsets`.  Where two of these are the same, the rows have to be the same, too."""
+
+    def codegen(context, builder, sig, args):
+        ty = sig.args[0]
+        width, size = ty.count // sig.args[2].count, ty.dtype.scalar.bitwidth // 8
+        for q in range(ty.count):
+            at = _in_row(builder, args[1], args[2], q, width, ty.dtype)
+            builder.store(builder.extract_value(args[0], q), at, align=size)
+        return context.get_dummy_value()
+
+    return types.void(tile, memory, offsets), codegen
+
+
+def _with_other(emit):
+    """An intrinsic of a tile and another one, or a row, that is `emit` of each vector and its counterpart."""
+
+    @intrinsic
+    def apply(typingctx, tile, other):
+        def codegen(context, builder, sig, args):
+            tile, other = args
+            for q in range(sig.args[0].count):
+                partner = builder.extract_value(other, q % sig.args[1].count)
+                tile = builder.insert_value(tile, emit(builder, builder.extract_value(tile, q), partner), q)
+            return tile
+
+        return tile(tile, other), codegen
+
+    return apply
+
+
+def _emit_slope(builder, x, y):
+    zero, one = ir.Constant(y.type, None), ir.Constant(y.type, [1.0] * y.type.count)
+    return builder.fmul(x, builder.select(builder.fcmp_ordered(">", y, zero), one, y))
+
+
+add_row = _with_other(ir.IRBuilder.fadd)  # a row to each row of the tile
+times_relu_slope = _with_other(_emit_slope)  # a tile times the slope of relu, of which the other is the output
+
+
+@intrinsic
+def relu_tile(typingctx, tile):
+    """relu of each element: NaN stays NaN."""
+
+    def codegen(context, builder, sig, args):
+        tile = args[0]
+        zero = ir.Constant(llvm_type(sig.args[0].dtype), None)
+        for q in range(sig.args[0].count):
+            x = builder.extract_value(tile, q)
+            tile = builder.insert_value(tile, builder.select(builder.fcmp_ordered("<", x, zero), zero, x), q)
+        return tile
+
+    return tile(tile), codegen
+
+
+@intrinsic(prefer_literal=True)
+def touch_rows(typingctx, memory, offsets, vectors, step):
+    """Write an element of every `step`-th (a constant) vector of the rows of a tile back to its place.
+
+    So a core gets these cache lines to itself while it computes the tile.  Where another core has read a line, AMD's
+    take 6 ns for a store to it, which no prefetch for writing shortens: the line is there, if not theirs alone.  A
+    store waits in its queue, and nothing waits for it.  Nobody else may write these elements meanwhile.
+    """
+
+    def codegen(context, builder, sig, args):
+        ty = vec(memory.dtype)
+        word, size = ir.IntType(ty.scalar.bitwidth), ty.scalar.bitwidth // 8
+        for row in range(offsets.count):
+            start = builder.gep(args[0], [builder.extract_value(args[1], row)])
+            for v in range(0, vectors.literal_value, step.literal_value):
+                at = builder.bitcast(builder.gep(start, [I64(v * ty.lanes)]), word.as_pointer())
+                # Atomic, or it would be left out.
+                builder.store_atomic(builder.load_atomic(at, "monotonic", size), at, "monotonic", size)
+        return context.get_dummy_value()
+
+    return types.void(memory, offsets, vectors, step), codegen
+
+
 def _butterfly(builder, rows):
     """Transpose lanes x lanes registers: stage s swaps the off-diagonal quadrants of every 2s x 2s block."""
     n = len(rows)
