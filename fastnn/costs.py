@@ -33,6 +33,8 @@ def moved(op: Op, size: int) -> int:
     fields, record = op.fields, op.record
     if record is records.GEMM:
         return size * _product(op)
+    if record is records.UPDATE:
+        return size * _int(fields, "n") * (2 * _given(fields, "p", "s0", "s1") + _given(fields, "g", "more"))
     rows, cols = _int(fields, "rows", 0), _int(fields, "cols", 1)
     index = INT64 * rows if "index" in fields else 0
     if record is records.GATHER:
@@ -63,6 +65,8 @@ def _product(op: Op) -> int:
     factors += (k if fields["b_row"] else 1) * (n if fields["b_col"] else 1)
     assert op.epilogue is not None
     epilogue = op.epilogue.fields
+    if "part" in fields and op.sums is not None:
+        factors += n
     if op.epilogue.record is records.UPDATE:
         updated = m * n + (_int(op.sums.fields, "n") if op.sums else 0)
         return factors + 2 * updated * _given(epilogue, "p", "s0", "s1")

@@ -7,6 +7,7 @@ shared among threads), not from what the lowering declares.
 from __future__ import annotations
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import fastnn
 from fastnn import records, training
-from fastnn.cpu import division, executable
+from fastnn.cpu import division, executable, parts
 from fastnn.cpu.division import divide
 from fastnn.cpu.immediate import KERNEL
 from fastnn.cpu.memory import address
@@ -92,6 +93,16 @@ THREADS = 3
 EVERYONE = (1 << THREADS) - 1  # a bit for each thread that may touch an element
 
 
+@pytest.fixture(params=[2, 3])
+def in_parts(request, monkeypatch):
+    """All weight gradients that can be in parts of the batch are; in teams of two, where threads have parts of their
+    own, and of three.
+    """
+    monkeypatch.setattr(parts, "LEAST", 0)
+    monkeypatch.setattr(sys.modules[__name__], "THREADS", request.param)
+    monkeypatch.setattr(sys.modules[__name__], "EVERYONE", (1 << request.param) - 1)
+
+
 def divided(program, dtype="float32"):
     """The program as the backend divides it among `THREADS` threads."""
     divide(program, dtype, THREADS)
@@ -103,9 +114,9 @@ def test_what_threads_share():
     layers = [Input((20,)), Dense(64, "relu"), Dense(64, "relu"), Dense(1, "sigmoid")]
     model = fastnn.Sequential(layers, n_threads=THREADS)
     model.compile("adam", "binary_crossentropy")
-    x, y = np.zeros((256, 20)), np.zeros((256, 1))
+    x, y = np.zeros((96, 20)), np.zeros((96, 1))
     samples = training.checked(model, x, y)
-    plan = Lowering(model.network.stages, samples.x_feed, 256, 256, model.network.backend.pad("float32"))
+    plan = Lowering(model.network.stages, samples.x_feed, 96, 96, model.network.backend.pad("float32"))
     objective, update = training._objective(model, model.network), model._compiled()[1].update()
     program = plan.train(objective, samples.y_feed, False, update)
     divide(program, "float32", 1)
@@ -150,20 +161,30 @@ def accesses(op, dtype):
             reads += matrix(f["b"], n, k, f["b_col"], owner, f["b_row"]) + matrix(e.get("y"), n, 1, 1, owner)
             return reads, matrix(e["c"], n, 1, 1, owner)
         owner = by_row(m) if op.by_rows else EVERYONE
+        readers = EVERYONE
+        if op.by_rows and "part" in f:  # of two: one for each thread
+            owner = readers = 1 << (f["part"] - 1)
         reads = matrix(f["a"], m, k, f["a_row"], owner, f["a_col"])
-        reads += matrix(f["b"], k, n, f["b_row"], EVERYONE, f["b_col"])
+        reads += matrix(f["b"], k, n, f["b_row"], readers, f["b_col"])
         if op.epilogue.record is records.UPDATE:
             parts = [part for name in ("p", "s0", "s1") for part in matrix(e[name], m, n, e["p_row"], EVERYONE)]
             if op.sums:
                 s = op.sums.fields
                 parts += [part for name in ("p", "s0", "s1") for part in matrix(s[name], 1, s["n"], 0, EVERYONE)]
             return reads + parts, parts
+        if op.sums:
+            parts = matrix(op.sums.fields["c"], 1, n, 0, owner)
+            return reads, parts + matrix(e["c"], m, n, e["c_row"], owner)
         columns = 1 if e.get("one_bias") else n
         reads += matrix(e.get("bias"), 1, columns, 0, EVERYONE) + matrix(e.get("y"), m, n, e["c_row"], owner)
         return reads, matrix(e["c"], m, n, e["c_row"], owner)
     if kind is records.TOTAL:
         reads = matrix(f["value"], 1, f["rows"], 0, 1) + matrix(f["weight"], 1, f["rows"], 0, 1)
         return reads, [("totals", np.array([f["slot"]]), np.array([1]))]
+    if kind is records.UPDATE:
+        owner = by_row(-(-f["n"] // 64)).repeat(64)[: f["n"]][:, None]
+        parts = [part for name in ("p", "s0", "s1") for part in matrix(f[name], f["n"], 1, 1, owner)]
+        return parts + [part for name in ("g", "more") for part in matrix(f[name], f["n"], 1, 1, owner)], parts
     if kind is records.MAP and op.kernel.endswith("_map"):
         owner = by_row(-(-f["n"] // 64)).repeat(64)[: f["n"]][:, None]
         return matrix(f["x"], f["n"], 1, 1, owner), matrix(f["y"], f["n"], 1, 1, owner)
@@ -375,6 +396,51 @@ def test_padding_stays_zero(name, optimizer, dtype):
         assert (spare == 0).all()
 
 
+@pytest.mark.usefixtures("in_parts")
+@pytest.mark.parametrize("rows", [32, 64])
+@pytest.mark.parametrize("name", ["mlp", "deep", "dropout", "softmax inside"])
+def test_barriers_of_gradients_in_parts(name, rows):
+    """They are where dependencies are, and nowhere else."""
+    for dtype in ("float32", "float64"):
+        model = build(name, dtype=dtype)
+        program = divided(lower(model, "train", rows, 64, True), dtype)
+        assert any("part" in op.fields for op in program.ops) or rows == 32 or dtype == "float64"
+        assert races(program.ops, dtype) == []
+    test_no_barrier_is_superfluous(name, rows)
+
+
+def test_what_is_done_in_parts():
+    """Gradients of layers that are smaller than the batch, if all are, and no others."""
+
+    def updates(rows, *units):
+        layers = [Input((20,)), *(Dense(n, "relu") for n in units), Dense(1, "sigmoid")]
+        model = fastnn.Sequential(layers)
+        model.compile("adam", "binary_crossentropy")
+        x, y = np.zeros((rows, 20)), np.zeros((rows, 1))
+        samples = training.checked(model, x, y)
+        plan = Lowering(model.network.stages, samples.x_feed, rows, rows, model.network.backend.pad("float32"))
+        objective, update = training._objective(model, model.network), model._compiled()[1].update()
+        program = plan.train(objective, samples.y_feed, False, update)
+        arena = program.arena
+        divide(program, "float32", 1)
+        assert program.arena >= arena
+        found = [(op.layer, op.label) for op in program.ops if "gradients" in op.label or op.record is records.UPDATE]
+        divide(program, "float32", 2)
+        assert [op.barrier for op in program.ops if "part" in op.fields] == [False] * (len(found) - 1 - len(units))
+        return found
+
+    one = ("dense", "gradients + adam"), ("dense_1", "gradients + adam"), ("dense_2", "gradients + adam")
+    assert updates(256, 64, 64) == [
+        *(("dense_1", f"gradients, part {i}") for i in (1, 2)),
+        *(("dense", f"gradients, part {i}") for i in (1, 2)),
+        one[2],
+        ("dense_1", "adam"),
+        ("dense", "adam"),
+    ]
+    assert updates(64, 64, 64) == [one[2], one[1], one[0]]
+    assert updates(256, 64, 512) == [one[2], one[1], one[0]]  # 64 x 512 are more than 256 rows
+
+
 # --- the same bits in any order -------------------------------------------------------------------------------------
 
 
@@ -384,6 +450,19 @@ def small_steps_in_teams(monkeypatch):
     monkeypatch.setattr(executable, "ALONE", 0)
     monkeypatch.setattr(executable, "TOGETHER", 0)
     monkeypatch.setattr(executable, "AWAKE", 0)
+
+
+@pytest.mark.usefixtures("small_steps_in_teams")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("samples", [75, 65])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parts_give_the_same_bits(name, samples, dtype, optimizer, monkeypatch):
+    monkeypatch.setattr(parts, "LEAST", 0)
+    alone = trained(name, optimizer, dtype, 1, samples)
+    for threads in (2, 3, 4):
+        for a, b in zip(alone, trained(name, optimizer, dtype, threads, samples), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def trained(name, optimizer, dtype, threads, samples=75):

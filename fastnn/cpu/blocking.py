@@ -204,9 +204,10 @@ def of_matrix(m: int, n: int, k: int, dtype: str, b_col: int) -> str:
 def is_far(elements: int, dtype: str) -> bool:
     """Whether loads of what an optimizer updates, all arrays together, come too late if nothing fetches it before.
 
-    784 x 256 at batch 32: 128 us instead of 145; 64 x 64 as long.
+    784 x 256 at batch 32 (Cascade Lake): 128 us instead of 145; 64 x 64 as long.  What fits the second-level cache
+    comes in time: a step of 100-256-128-1 takes 94.4 us on one core of a Zen 5 if it is fetched, 92.1 if not.
     """
-    return elements * SIZES[dtype] > target.caches()["L2"] // 4
+    return elements * SIZES[dtype] > target.caches()["L2"]
 
 
 def pad(n: int, dtype: str) -> int:

@@ -1,6 +1,6 @@
 """How the operations of a program are divided among threads: kernels, shares, barriers, lines that cores exchange."""
 
-from fastnn.cpu import blocking
+from fastnn.cpu import blocking, parts
 from fastnn.program import Op, Program, Ref, schedule
 from fastnn.records import GEMM, UPDATE
 
@@ -40,7 +40,7 @@ def _finish(op: Op, dtype: str) -> int:
 def divide(program: Program, dtype: str, threads: int) -> None:
     """Choose the kernels of products, which of them are divided by rows of the batch, and where threads must wait."""
     for op in program.ops:
-        if op.record is not GEMM:
+        if op.record is not GEMM or "part" in op.fields:
             continue
         m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
         strides = _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
@@ -51,29 +51,21 @@ def divide(program: Program, dtype: str, threads: int) -> None:
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             arrays = sum(isinstance(op.epilogue.fields[name], Ref) for name in ("p", "s0", "s1"))
             op.epilogue.fields["below"] = int(blocking.is_far(m * n * arrays, dtype))
-        op.fields["joined"] = int(op.kernel == "small.slim" and _joined(op))
+        op.fields["joined"] = int(op.kernel == "small.slim" and parts.joined(op))
         if op.batch == "m":
             op.by_rows = blocking.by_rows(m, n, k, dtype, strides[2], threads)
         elif op.batch == "n":
             op.by_rows = op.kernel == "gemv.gemv_columns"
+    parts.split(program, dtype)
+    for op in program.ops:
+        if "part" in op.fields:
+            op.by_rows = threads == parts.PARTS  # each thread reads its rows of the batch
     for op in program.ops:
         op.shared = threads > 1 and _shared(op, program.ops)
     for i, op in enumerate(program.ops):
         if op.kernel.endswith("_outer") and op.shared:  # it computes next to nothing while lines come
             _fetch_early(op, program.ops[:i])
     schedule(program.ops)
-
-
-def _joined(op: Op) -> bool:
-    """Whether a bias lies behind its kernel, as one more row: then one update does for both."""
-    if op.sums is None or op.epilogue is None:
-        return False
-    behind = _int(op, "m") * _int(op.epilogue, "p_row")
-    for name in ("p", "s0", "s1"):
-        kernel, bias = op.epilogue.fields[name], op.sums.fields[name]
-        if isinstance(kernel, Ref) and bias != Ref(kernel.buffer, kernel.offset + behind):
-            return False
-    return True
 
 
 def _fetch_early(op: Op, before: list[Op]) -> None:
@@ -105,6 +97,6 @@ def _shared(op: Op, ops: list[Op]) -> bool:
 
 def claimed(op: Op, threads: int) -> bool:
     """Whether threads take each other's tasks of a product: where that is worth atomic operations."""
-    if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused") or op.by_rows:
+    if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused") or op.by_rows or "part" in op.fields:
         return False
     return _int(op, "m") * _int(op, "n") * _int(op, "k") > CLAIMED

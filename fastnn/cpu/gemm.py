@@ -234,22 +234,26 @@ block_narrow = make_block(1)
 
 @device
 def add_rows(op, b, b_row, out, width):
-    """The sums of `width` columns of B, whole vectors of them."""
-    w = lanes(b)
-    for q in range(0, width, w):
-        column = offset(b, q)
-        total = splat(b, 0)
-        p = 0
-        if op.k >= SUMS:
-            sums = splat(load_block(column, b_row, SUMS, 1), 0)
-            while p + SUMS <= op.k:
-                sums = sums + load_block(offset(column, p * b_row), b_row, SUMS, 1)
-                p += SUMS
-            total = sum_vectors(sums)
-        while p < op.k:
-            total = total + load(column, p * b_row)
-            p += 1
-        store(out, q, total)
+    """The sums of `width` columns of B, one vector of them or two, which lie side by side in memory."""
+    w, k = lanes(b), op.k
+    right = offset(b, width - w)
+    first, second = splat(b, 0), splat(b, 0)
+    p = 0
+    if k >= SUMS:
+        firsts = splat(load_block(b, b_row, SUMS, 1), 0)
+        seconds = firsts
+        while p + SUMS <= k:
+            firsts = firsts + load_block(offset(b, p * b_row), b_row, SUMS, 1)
+            if width > w:
+                seconds = seconds + load_block(offset(right, p * b_row), b_row, SUMS, 1)
+            p += SUMS
+        first, second = sum_vectors(firsts), sum_vectors(seconds)
+    while p < k:
+        first, second = first + load(b, p * b_row), second + load(right, p * b_row)
+        p += 1
+    store(out, 0, first)
+    if width > w:
+        store(out, w, second)
 
 
 @device

@@ -6,7 +6,18 @@ epilogue the gradient is the tile of a product that is still in the first-level 
 
 from fastnn.cpu.jit import device, epilogue, kernel
 from fastnn.cpu.ragged import load_before, store_before
-from fastnn.cpu.simd import lanes, load_block, muladd, offset, prefetch, prefetch_write, splat, store, store_block
+from fastnn.cpu.simd import (
+    is_null,
+    lanes,
+    load_block,
+    muladd,
+    offset,
+    prefetch,
+    prefetch_write,
+    splat,
+    store,
+    store_block,
+)
 from fastnn.cpu.spans import AHEAD, BLOCK_VECTORS, load_vectors, span, unaligned
 from fastnn.cpu.vmath import divide_by_root, over_root
 from fastnn.records import UPDATE
@@ -171,8 +182,10 @@ def make_flat(constants, update, states):
     """The update of ``p[:n]`` by ``g[:n]``."""
 
     @device
-    def ragged(i, end, c, p, s0, s1, g):
+    def ragged(i, end, c, p, s0, s1, g, more):
         gradient = load_before(g, i, end)
+        if not is_null(more):
+            gradient = gradient + load_before(more, i, end)
         m = load_before(s0, i, end) if states > 0 else gradient
         v = load_before(s1, i, end) if states > 1 else gradient
         new, m, v = update(c, load_before(p, i, end), m, v, gradient)
@@ -183,7 +196,7 @@ def make_flat(constants, update, states):
             store_before(s1, i, end, v)
 
     @device
-    def blocks(i, end, c, p, s0, s1, g):
+    def blocks(i, end, c, p, s0, s1, g, more):
         """Whole blocks of vectors from i on; returns where they end."""
         w = lanes(p)
         while i + BLOCK_VECTORS * w <= end:
@@ -195,6 +208,8 @@ def make_flat(constants, update, states):
                 if states > 1:
                     prefetch_write(s1, ahead)
             gradient = load_vectors(g, i)
+            if not is_null(more):
+                gradient = gradient + load_vectors(more, i)
             m = load_vectors(s0, i) if states > 0 else gradient
             v = load_vectors(s1, i) if states > 1 else gradient
             new, m, v = update(c, load_vectors(p, i), m, v, gradient)
@@ -208,17 +223,17 @@ def make_flat(constants, update, states):
 
     @kernel(UPDATE)
     def apply(op, run, step, thread):
-        p, s0, s1, g = op.p, op.s0, op.s1, op.g
+        p, s0, s1, g, more = op.p, op.s0, op.s1, op.g, op.more
         i, end = span(p, op.n, thread, run.threads)
         c = constants(op, run.rate, step, p)
         head = unaligned(p, i, end)
         if head > 0:
-            ragged(i, i + head, c, p, s0, s1, g)
+            ragged(i, i + head, c, p, s0, s1, g, more)
         i += head
         if i + BLOCK_VECTORS * lanes(p) <= end:
-            i = blocks(i, end, constants(op, run.rate, step, load_vectors(p, 0)), p, s0, s1, g)
+            i = blocks(i, end, constants(op, run.rate, step, load_vectors(p, 0)), p, s0, s1, g, more)
         for k in range(i, end, lanes(p)):
-            ragged(k, end, c, p, s0, s1, g)
+            ragged(k, end, c, p, s0, s1, g, more)
 
     return apply
 
@@ -229,7 +244,7 @@ momentum_flat = make_flat(momentum_constants, momentum_step, 1)
 nesterov = make_epilogue(momentum_constants, nesterov_step, 1)
 nesterov_flat = make_flat(momentum_constants, nesterov_step, 1)
 adam, adam_flat = make_epilogue(adam_constants, adam_step, 2), make_flat(adam_constants, adam_step, 2)
-adamw = make_epilogue(adamw_constants, adamw_step, 2)
+adamw, adamw_flat = make_epilogue(adamw_constants, adamw_step, 2), make_flat(adamw_constants, adamw_step, 2)
 rmsprop, rmsprop_flat = make_epilogue(rmsprop_constants, rmsprop_step, 1), make_flat(rmsprop_constants, rmsprop_step, 1)
 rmsprop_momentum = make_epilogue(rmsprop_momentum_constants, rmsprop_momentum_step, 2)
 rmsprop_momentum_flat = make_flat(rmsprop_momentum_constants, rmsprop_momentum_step, 2)

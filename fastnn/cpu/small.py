@@ -13,6 +13,7 @@ it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 from fastnn.cpu.blocking import MR, TILES
 from fastnn.cpu.gemm import FEW, HALF, LINE, add_rows, pack_panel, sum_rows
 from fastnn.cpu.jit import device, kernel
+from fastnn.cpu.parts import PARTS
 from fastnn.cpu.share import claim, share
 from fastnn.cpu.simd import (
     add_row,
@@ -38,10 +39,12 @@ from fastnn.cpu.simd import (
 )
 from fastnn.records import BACKWARD, FORWARD, GEMM
 
+# Whether 15 or 16 rows are better two tiles of HALF than one of MR and one of FEW: each takes a cycle a row.
+EVEN = MR < 2 * HALF < MR + FEW
 TALL = min(MR, 8)  # 8 rows of two vectors are 16 sums at once: more than the CPU needs to be busy
 
-# What `fused` does with a tile while it is in registers: nothing, so that the epilogue finds it in the first-level cache,
-# or all that the epilogue would do.  To store a tile and to load it again takes as long as 10 steps of its product.
+# What `fused` does with a tile while it is in registers: nothing, so that the epilogue finds it in the first-level
+# cache, or all that the epilogue would do.  To store a tile and to load it again takes as long as 10 steps of k.
 CALL, LINEAR, RELU, RELU_SLOPE = range(4)
 
 as_forward, as_backward = reference(FORWARD), reference(BACKWARD)
@@ -143,18 +146,25 @@ def make_panel(vectors):
         elif not is_null(bias):
             bias = offset(bias, j)
         offsets, places = row_offsets(a_row, MR), row_offsets(c_row, MR)
-        for i in range(top, bottom, TILES * MR):
+        i = top
+        while i < bottom:
             many = min(bottom - i, TILES * MR)
-            for r in range(0, many, MR):
+            if EVEN and 0 < bottom - i - many <= 2 * HALF - MR:
+                many -= MR
+            r = 0
+            while r < many:
                 rows, at, out = many - r, (i + r) * c_row + j, offset(tile, r * width)
                 a, c, also = offset(op.a, (i + r) * a_row), offset(to, at), offset(op.also, at)
-                if rows >= MR:
+                if rows >= MR and not (EVEN and MR < rows <= 2 * HALF):
                     if op.touched:
                         touch_rows(c, places, vectors, LINE)
                     if not is_null(op.also):
                         touch_rows(also, places, vectors, LINE)
                     tall(a, offsets, a_col, b, b_row, k, finish, out, c, places, bias, offset(y, at))
+                    r += MR
                     continue
+                if rows > MR:
+                    rows = HALF
                 # Rows that do not exist are computed as the last one once more.
                 if op.touched:
                     touch_rows(c, row_offsets_within(c_row, MR, rows), vectors, LINE)
@@ -169,8 +179,10 @@ def make_panel(vectors):
                 else:
                     few(a, row_offsets_within(a_row, FEW, rows), a_col, b, b_row, k, finish, out,
                         c, row_offsets_within(c_row, FEW, rows), bias, offset(y, at))  # fmt: skip
+                r += rows
             if finish == CALL:
                 call_epilogue(op.epilogue, run, step, tile, width, i, j, many, cols)
+            i += many
 
     return panel
 
@@ -258,12 +270,18 @@ def fused(op, run, step, thread):
     total = (op.n + 2 * w - 1) // (2 * w) * tiles
     packed = offset(op.scratch, thread * op.scratch_stride)
     first, last, each, tasks, task, owner = 0, total, 0, 0, 0, thread
+    threads = run.threads
+    if op.part and threads % PARTS == 0:  # each part of the batch has threads of its own
+        threads //= PARTS
+        thread -= (op.part - 1) * threads
+        if not 0 <= thread < threads:
+            return
     if not is_null(claims):
         each = op.rows // MR  # tiles of a task
         tasks = (total + each - 1) // each
         owner, task = claim(claims, tasks, thread, run.threads, owner)
     elif not op.by_rows:
-        first, last = share(total, thread, run.threads)
+        first, last = share(total, thread, threads)
     while task >= 0:
         if tasks > 0:
             first, last = task * each, min((task + 1) * each, total)
