@@ -202,6 +202,8 @@ def make_flat(constants, update, states):
         while i + BLOCK_VECTORS * w <= end:
             for ahead in range(i + AHEAD * w, i + (AHEAD + BLOCK_VECTORS) * w, w):
                 prefetch(g, ahead)
+                if not is_null(more):
+                    prefetch(more, ahead)
                 prefetch_write(p, ahead)
                 if states > 0:
                     prefetch_write(s0, ahead)
@@ -226,6 +228,10 @@ def make_flat(constants, update, states):
         p, s0, s1, g, more = op.p, op.s0, op.s1, op.g, op.more
         i, end = span(p, op.n, thread, run.threads)
         c = constants(op, run.rate, step, p)
+        if not is_null(more):  # cores have just written the one, and read the other: no order of lines to foresee
+            for ahead in range(i, min(end, i + AHEAD * lanes(p)), lanes(p)):
+                prefetch(g, ahead)
+                prefetch(more, ahead)
         head = unaligned(p, i, end)
         if head > 0:
             ragged(i, i + head, c, p, s0, s1, g, more)

@@ -26,18 +26,39 @@ def split(program: Program, dtype: str) -> None:
     work = sum(_number(op, "m") * _number(op, "n") * _number(op, "k") for op in small)
     if not small or work < LEAST or not all(_pays(op, dtype) for op in small):
         return
-    first = program.ops.index(updates[0])
     sums: list[Op] = []
-    rest: list[Op] = []
-    for op in updates:
-        if op in small:
-            parts, update = _split(op, program)
-            sums += parts
-            rest.append(update)
-        else:
-            rest.append(op)
+    rest = [op for op in updates if op not in small]
+    for group in _neighbours(small):
+        parts, update = _split(group, program)
+        sums += parts
+        rest.append(update)
     # All sums before all updates: threads wait once, in between.
+    first = program.ops.index(updates[0])
     program.ops[first : first + len(updates)] = [*sums, *rest]
+
+
+def _neighbours(updates: list[Op]) -> list[list[Op]]:
+    """Those whose parameters follow each other: one update does for all of them."""
+    groups: list[list[Op]] = []
+    for op in sorted(updates, key=_place):
+        if groups and _place(groups[-1][-1]) + _size(groups[-1][-1]) == _place(op):
+            groups[-1].append(op)
+        else:
+            groups.append([op])
+    return groups
+
+
+def _place(op: Op) -> int:
+    """Where the parameters of an update begin."""
+    assert op.epilogue is not None
+    kernel = op.epilogue.fields["p"]
+    assert isinstance(kernel, Ref)
+    return kernel.offset
+
+
+def _size(op: Op) -> int:
+    """How many there are, with the bias."""
+    return (_number(op, "m") + (op.sums is not None)) * _number(op, "n")
 
 
 def _pays(op: Op, dtype: str) -> bool:
@@ -63,39 +84,49 @@ def joined(op: Op, *, sums: bool = True) -> bool:
     return True
 
 
-def _split(op: Op, program: Program) -> tuple[list[Op], Op]:
-    m, n, k = (_number(op, name) for name in ("m", "n", "k"))
-    size = (m + (op.sums is not None)) * n
+def _split(group: list[Op], program: Program) -> tuple[list[Op], Op]:
+    """The sums of parts for these layers, and one update by them."""
+    size = sum(_size(op) for op in group)
     start = -(-program.arena // ALIGNED) * ALIGNED
     program.arena = start + PARTS * size
-    names = [f"part {part + 1} {op.layer}" for part in range(PARTS)]
     sums = []
-    for part in range(PARTS):
-        low, high = k * part // PARTS, k * (part + 1) // PARTS
-        where = start + part * size
-        a, b = op.fields["a"], op.fields["b"]
-        assert isinstance(a, Ref)
-        assert isinstance(b, Ref)
-        fields = {
-            **op.fields,
-            "a": Ref(a.buffer, a.offset + low * _number(op, "a_col")),
-            "b": Ref(b.buffer, b.offset + low * _number(op, "b_row")),
-            "k": high - low,
-            "part": part + 1,
-            "joined": 0,
-        }
-        each = Op("small.fused", GEMM, fields, reads=op.reads, writes=(names[part],), layer=op.layer)
-        each.label = f"gradients, part {part + 1}"
-        each.epilogue = _store(Ref("arena", where), n)
-        if op.sums is not None:
-            each.sums = _store(Ref("arena", where + m * n), n)
-        sums.append(each)
-    assert op.epilogue is not None
-    given: dict[str, int | float | Ref] = {**op.epilogue.fields, "n": size}
+    for op in reversed(group):  # as gradients come
+        for part in range(PARTS):
+            where = start + part * size + _place(op) - _place(group[0])
+            sums.append(_sum(op, part, where))
+    first = group[0].epilogue
+    assert first is not None
+    given: dict[str, int | float | Ref] = {**first.fields, "n": size}
     given |= {"g": Ref("arena", start), "more": Ref("arena", start + size)}
-    update = Op(f"{op.epilogue.kernel}_flat", UPDATE, given, reads=tuple(names), writes=op.writes, layer=op.layer)
-    update.label = op.epilogue.kernel.removeprefix("optimizers.")
+    update = Op(f"{first.kernel}_flat", UPDATE, given)
+    update.reads = tuple(name for op in sums for name in op.writes)
+    update.writes = tuple(name for op in group for name in op.writes)
+    update.layer = group[0].layer if len(group) == 1 else f"{group[0].layer} to {group[-1].layer}"
+    update.label = first.kernel.removeprefix("optimizers.")
     return sums, update
+
+
+def _sum(op: Op, part: int, where: int) -> Op:
+    """The gradients of a layer over a part of the batch, which are left in the arena."""
+    m, n, k = (_number(op, name) for name in ("m", "n", "k"))
+    low, high = k * part // PARTS, k * (part + 1) // PARTS
+    a, b = op.fields["a"], op.fields["b"]
+    assert isinstance(a, Ref)
+    assert isinstance(b, Ref)
+    fields = {
+        **op.fields,
+        "a": Ref(a.buffer, a.offset + low * _number(op, "a_col")),
+        "b": Ref(b.buffer, b.offset + low * _number(op, "b_row")),
+        "k": high - low,
+        "part": part + 1,
+        "joined": 0,
+    }
+    found = Op("small.fused", GEMM, fields, reads=op.reads, writes=(f"part {part + 1} {op.layer}",), layer=op.layer)
+    found.label = f"gradients, part {part + 1}"
+    found.epilogue = _store(Ref("arena", where), n)
+    if op.sums is not None:
+        found.sums = _store(Ref("arena", where + m * n), n)
+    return found
 
 
 def _store(where: Ref, n: int) -> Op:

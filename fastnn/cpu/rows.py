@@ -56,7 +56,12 @@ def gather(op, x, size, run, step, thread):
     factor, term = first_lane(scale), first_lane(shift)
     here, following = step * op.step_rows, (step + 1) * op.step_rows
     out = offset(op.out, first * ld)
-    if cols == 1 or x_col != 1:
+    if cols == 1:
+        for r in range(first, last):
+            out[0] = scalar_like(out, x[source_row(index, here + r) * x_row]) * factor + term
+            out = offset(out, ld)
+        return
+    if x_col != 1:
         for r in range(first, last):
             source = offset(x, source_row(index, here + r) * x_row)
             for c in range(cols):
