@@ -201,13 +201,15 @@ def of_matrix(m: int, n: int, k: int, dtype: str, b_col: int) -> str:
     return "small.slim" if slim else "small.fused"
 
 
-def is_far(elements: int, dtype: str) -> bool:
+def is_far(elements: int, dtype: str, threads: int) -> bool:
     """Whether loads of what an optimizer updates, all arrays together, come too late if nothing fetches it before.
 
-    784 x 256 at batch 32 (Cascade Lake): 128 us instead of 145; 64 x 64 as long.  What fits the second-level cache
-    comes in time: a step of 100-256-128-1 takes 94.4 us on one core of a Zen 5 if it is fetched, 92.1 if not.
+    What fits the second-level cache comes in time: a step of 100-256-128-1 takes 94.4 us on one core of a Zen 5 if it
+    is fetched, 92.1 if not; and what is about as large, where the CPU foresees it.  Beyond, it does not: 784 x 256 at
+    batch 32 on one core of a Zen 3 with 512 KiB takes 128 us instead of 145, 784-2048-2048-10 on a Zen 5 1.5% less.
     """
-    return elements * SIZES[dtype] > target.caches()["L2"]
+    near = (2 * threads if CPU.foresees_rows else 1) * target.caches()["L2"]
+    return elements * SIZES[dtype] > near
 
 
 def pad(n: int, dtype: str) -> int:

@@ -50,7 +50,7 @@ def divide(program: Program, dtype: str, threads: int) -> None:
             op.kernel = blocking.of_row(m, *strides) or blocking.of_matrix(m, n, k, dtype, strides[2])
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             arrays = sum(isinstance(op.epilogue.fields[name], Ref) for name in ("p", "s0", "s1"))
-            op.epilogue.fields["below"] = int(blocking.is_far(m * n * arrays, dtype))
+            op.epilogue.fields["below"] = int(blocking.is_far(m * n * arrays, dtype, threads))
         op.fields["joined"] = int(op.kernel == "small.slim" and parts.joined(op))
         if op.batch == "m":
             op.by_rows = blocking.by_rows(m, n, k, dtype, strides[2], threads)
