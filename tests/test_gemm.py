@@ -168,7 +168,7 @@ def by_small_slim(monkeypatch):
 @linux
 @pytest.mark.usefixtures("by_small_fused")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m", [0, 1, 4, 5, 8, 9, 13, 31])
+@pytest.mark.parametrize("m", [0, 1, 4, 5, 8, 9, 13, 15, 16, 31, 57, 58])
 def test_small_edges(m, dtype):
     w, nr, _ = widths(dtype)
     choices = itertools.cycle(itertools.product(LAYOUTS, LAYOUTS, LAYOUTS, (True, False), ENDS))
@@ -191,7 +191,7 @@ def test_tiles_that_are_touched(m, dtype):
 
 @linux
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m", [0, 1, 4, 5, 8, 9, MR - 1, MR, 2 * MR + 3])
+@pytest.mark.parametrize("m", [0, 1, 4, 5, 8, 9, 15, 16, 58, MR - 1, MR, 2 * MR + 3])
 @pytest.mark.parametrize(("finish", "activation"), [(small.LINEAR, "linear"), (small.RELU, "relu")])
 def test_tiles_finished_in_registers(finish, activation, m, dtype, monkeypatch):
     """C is as the epilogue would have made it, and nothing around it is written."""

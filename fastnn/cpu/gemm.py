@@ -55,6 +55,8 @@ from fastnn.records import FORWARD, GEMM
 # Rows of the tiles at a ragged end, some of which may be computed for nothing: each tile takes 4 cycles a step of k
 # (the latency of its sums) at least, so few tiles are better than exact ones.
 HALF, FEW = min(8, MR), 4
+# Whether 15 or 16 rows are better two tiles of HALF than one of MR and one of FEW: each takes a cycle a row.
+EVEN = MR < 2 * HALF < MR + FEW
 LINE = max(1, 512 // CPU.simd_bits)  # vectors in a cache line
 AHEAD = 32  # steps of k from the prefetch of a row of packed B to its use
 COPY_AHEAD = 16  # columns of A from the one that is fetched to the one that is copied
@@ -193,17 +195,19 @@ def make_block(vectors):
             if not (first and last):
                 tile = offset(partial, r * width)
             left = rows - r
-            written = plain and left >= MR
+            packs = r == 0 and not is_null(source)
+            even = EVEN and not op.copy and not packs and MR < left <= 2 * HALF
+            written = plain and left >= MR and not even
             out, out_row = tile, width
             if written:
                 out, out_row = offset(c, (i + r) * c_row + j), c_row
-            if r == 0 and not is_null(source):
+            if packs:
                 height = MR
                 following = offset(source, width)
                 packing(
                     at, a_row, a_col, source, source_row, op.ahead, k, tile, first, out, out_row, following, later, b
                 )
-            elif left >= MR:
+            elif left >= MR and not even:
                 height = MR
                 to, to_row = offset(tile, MR * width), width
                 if last:

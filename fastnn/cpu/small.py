@@ -11,7 +11,7 @@ it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 """
 
 from fastnn.cpu.blocking import MR, TILES
-from fastnn.cpu.gemm import FEW, HALF, LINE, add_rows, pack_panel, sum_rows
+from fastnn.cpu.gemm import EVEN, FEW, HALF, LINE, add_rows, pack_panel, sum_rows
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.parts import PARTS
 from fastnn.cpu.share import claim, share
@@ -39,8 +39,6 @@ from fastnn.cpu.simd import (
 )
 from fastnn.records import BACKWARD, FORWARD, GEMM
 
-# Whether 15 or 16 rows are better two tiles of HALF than one of MR and one of FEW: each takes a cycle a row.
-EVEN = MR < 2 * HALF < MR + FEW
 TALL = min(MR, 8)  # 8 rows of two vectors are 16 sums at once: more than the CPU needs to be busy
 
 # What `fused` does with a tile while it is in registers: nothing, so that the epilogue finds it in the first-level
