@@ -31,23 +31,29 @@ class Programs:
     def __init__(self, keep: int = KEEP) -> None:
         self._keep = keep
         self._kept: OrderedDict[Any, Any] = OrderedDict()
+        self._last: tuple[Any, Any] = (None, None)  # key and executable: to compare a key takes a third of hashing it
         self.calls: dict[Any, Any] = {}  # of `predict`: what `_layout` says of the arguments, and the executable
 
     def clear(self) -> None:
         """Forget all, because the model changed."""
         self._kept.clear()
+        self._last = None, None
         self.calls.clear()
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """The executable for `key`, made if need be."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        else:
-            self._kept[key] = make()
+        if key == self._last[0]:
+            return self._last[1]
+        found = self._kept.get(key)
+        if found is None:
+            found = self._kept[key] = make()
             if len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
                 self.calls.clear()  # or they would keep what was dropped
-        return self._kept[key]
+        else:
+            self._kept.move_to_end(key)
+        self._last = key, found
+        return found
 
 
 @dataclass(frozen=True)
