@@ -41,7 +41,7 @@ class Row:
     Attributes
     ----------
     layer, operation : str
-        Where it belongs and what it does.
+        Where it belongs ("dense to dense_2" if it is done for some layers at once) and what it does.
     seconds : float
         How long it takes.
     flops, bytes : int

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from guard import ENDS, Guarded, guarded, linux
 
-from fastnn.cpu import blocking, immediate, small, target
+from fastnn import records
+from fastnn.cpu import blocking, immediate, target
 from fastnn.cpu.blocking import MR
 from fastnn.cpu.memory import address
 from fastnn.records import RUN
@@ -192,7 +193,7 @@ def test_tiles_that_are_touched(m, dtype):
 @linux
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m", [0, 1, 4, 5, 8, 9, 15, 16, 58, MR - 1, MR, 2 * MR + 3])
-@pytest.mark.parametrize(("finish", "activation"), [(small.LINEAR, "linear"), (small.RELU, "relu")])
+@pytest.mark.parametrize(("finish", "activation"), [(records.LINEAR, "linear"), (records.RELU, "relu")])
 def test_tiles_finished_in_registers(finish, activation, m, dtype, monkeypatch):
     """C is as the epilogue would have made it, and nothing around it is written."""
     w, nr, _ = widths(dtype)
@@ -205,7 +206,7 @@ def test_tiles_finished_in_registers(finish, activation, m, dtype, monkeypatch):
             vector = None if bias is None else guarded(bias, end)
             row = n + (w if c_layout == "gap" else 0)
             results = []
-            for how in (small.CALL, finish):
+            for how in (records.EPILOGUE, finish):
                 out = Guarded(np.full((m, n), 7.0, dtype), end, (row, 1))
                 for _ in products_by("small.fused", monkeypatch, finish=how, touched=1):
                     immediate.gemm(held[0].array, held[1].array, out.array, vector, activation, 0.0, 1)

@@ -10,7 +10,7 @@ import test_plan as plans
 
 import fastnn
 from fastnn import costs, records, training
-from fastnn.cpu import division, executable
+from fastnn.cpu import division, executable, parts
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.profiling import Profile, Row
 
@@ -130,6 +130,23 @@ def test_bytes_are_those_of_the_operands(name, dtype):
                 source = {"float32": 4, "float64": 8}.get(op.kernel.rpartition("_")[2], 8)
                 expected += 7 * 8 + 7 * op.fields.get("cols", 1) * source
             assert costs.moved(op, size) == expected, (mode, op.layer, op.label)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bytes_of_gradients_in_parts(dtype, monkeypatch):
+    """Each part reads its rows of the batch, and the update reads both."""
+    monkeypatch.setattr(parts, "LEAST", 0)
+    size = np.dtype(dtype).itemsize
+    program = plans.lower(plans.build("mlp", dtype=dtype), "train", 64, 64)
+    before = sum(map(costs.flops, program.ops))
+    division.divide(program, dtype, 1)
+    assert sum(map(costs.flops, program.ops)) == before
+    changed = [op for op in program.ops if "part" in op.fields or op.record is records.UPDATE]
+    assert len(changed) == 5
+    for op in changed:
+        reads, writes = plans.accesses(op, dtype)
+        expected = sum(len(np.unique(index)) for _, index, _ in reads + writes) * size
+        assert costs.moved(op, size) == expected, op.label
 
 
 def test_unknown_records_are_refused():

@@ -2,10 +2,14 @@
 
 from fastnn.cpu import blocking, parts
 from fastnn.program import Op, Program, Ref, schedule
-from fastnn.records import GEMM, UPDATE
+from fastnn.records import EPILOGUE, GEMM, LINEAR, RELU, RELU_SLOPE, UPDATE
 
-# What small.fused does with tiles in registers (CALL, LINEAR, RELU and RELU_SLOPE there), by epilogue.
-FINISHED = {"activations.linear_forward": 1, "activations.relu_forward": 2, "activations.relu_backward": 3}
+# Epilogues that small.fused does with tiles in registers.
+FINISHED = {
+    "activations.linear_forward": LINEAR,
+    "activations.relu_forward": RELU,
+    "activations.relu_backward": RELU_SLOPE,
+}
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 
 
@@ -22,7 +26,7 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         by_rows = int(op.by_rows and op.batch == "m")
         finish = _finish(op, dtype)
         # Stores from registers need not be hidden: the next tile is computed while they wait.
-        touched = int(op.shared and finish == 0)
+        touched = int(op.shared and finish == EPILOGUE)
         return {"by_rows": by_rows, "touched": touched, "finish": finish, **blocking.whole(m, n, k, dtype, threads)}
     strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
     if not op.by_rows or op.batch == "n":
@@ -34,7 +38,7 @@ def _finish(op: Op, dtype: str) -> int:
     """Whether `small.fused` does an epilogue's work itself, since it is little and C has whole vectors."""
     assert op.epilogue is not None
     whole = _int(op, "n") % blocking.CPU.lanes(dtype) == 0 and op.epilogue.fields.get("c_col") == 1
-    return FINISHED.get(op.epilogue.kernel, 0) if whole else 0
+    return FINISHED.get(op.epilogue.kernel, EPILOGUE) if whole else EPILOGUE
 
 
 def divide(program: Program, dtype: str, threads: int) -> None:

@@ -37,13 +37,9 @@ from fastnn.cpu.simd import (
     touch_rows,
     zeros_tile,
 )
-from fastnn.records import BACKWARD, FORWARD, GEMM
+from fastnn.records import BACKWARD, EPILOGUE, FORWARD, GEMM, RELU, RELU_SLOPE
 
 TALL = min(MR, 8)  # 8 rows of two vectors are 16 sums at once: more than the CPU needs to be busy
-
-# What `fused` does with a tile while it is in registers: nothing, so that the epilogue finds it in the first-level
-# cache, or all that the epilogue would do.  To store a tile and to load it again takes as long as 10 steps of k.
-CALL, LINEAR, RELU, RELU_SLOPE = range(4)
 
 as_forward, as_backward = reference(FORWARD), reference(BACKWARD)
 
@@ -115,7 +111,7 @@ def make_tile(height, vectors):
         x = zeros_tile(a, height, vectors)
         for p in range(k):
             x = rank1(x, offset(a, p * a_col), offsets, load_tile(offset(b, p * b_row), 1, vectors))
-        if finish == CALL:
+        if finish == EPILOGUE:
             store_tile(x, tile)
         elif finish == RELU_SLOPE:
             store_rows_at(times_relu_slope(x, load_rows(y, places, vectors)), c, places)
@@ -178,7 +174,7 @@ def make_panel(vectors):
                     few(a, row_offsets_within(a_row, FEW, rows), a_col, b, b_row, k, finish, out,
                         c, row_offsets_within(c_row, FEW, rows), bias, offset(y, at))  # fmt: skip
                 r += rows
-            if finish == CALL:
+            if finish == EPILOGUE:
                 call_epilogue(op.epilogue, run, step, tile, width, i, j, many, cols)
             i += many
 
