@@ -65,14 +65,11 @@ def _product(op: Op) -> int:
     factors += (k if fields["b_row"] else 1) * (n if fields["b_col"] else 1)
     assert op.epilogue is not None
     epilogue = op.epilogue.fields
-    if "part" in fields and op.sums is not None:
-        factors += n
     if op.epilogue.record is records.UPDATE:
         updated = m * n + (_int(op.sums.fields, "n") if op.sums else 0)
         return factors + 2 * updated * _given(epilogue, "p", "s0", "s1")
-    return (
-        factors + m * n * _given(epilogue, "c", "y") + (1 if "one_bias" in epilogue else n) * _given(epilogue, "bias")
-    )
+    vectors = (1 if "one_bias" in epilogue else n) * _given(epilogue, "bias") + (n if op.sums else 0)
+    return factors + m * n * _given(epilogue, "c", "y") + vectors
 
 
 def _int(fields: Mapping[str, int | float | Ref], name: str, default: int | None = None) -> int:

@@ -85,7 +85,7 @@ GEMM = Record(
     rows="int",  # rows of C that one task computes
     by_rows="int",  # 1: each thread has the same rows of C as in kernels over rows, else some of all tasks
     part="int",  # which part of the batch this is the sum over, from 1, or 0: see fastnn.cpu.parts
-    finish="int",  # one of the following
+    finish="int",  # EPILOGUE, LINEAR, RELU or RELU_SLOPE
     touched="int",  # 1: get the lines of a tile of C from other cores while it is computed; its c_col is 1
     also="T*",  # what a later kernel writes to the same rows, laid out as C: its lines, too, or 0
     block="int",  # rows of A that are used together
@@ -99,7 +99,7 @@ GEMM = Record(
 )
 
 # What `fastnn.cpu.small.fused` does with a tile while it is in registers: nothing, so that the epilogue finds it in the
-# first-level cache, or all that the epilogue would do.  To store a tile and to load it takes as long as 10 steps of k.
+# first-level cache, or all that the epilogue would do.  To store a tile and to load it takes as long as 12 steps of k.
 EPILOGUE, LINEAR, RELU, RELU_SLOPE = range(4)
 
 # --- epilogues: applied to a tile of a product while it is in the first-level cache -----------------------------

@@ -8,8 +8,8 @@ import pytest
 import reference as ref
 
 import fastnn
-from fastnn import layers, losses, optimizers
-from fastnn.cpu import executable
+from fastnn import layers, losses, optimizers, records
+from fastnn.cpu import executable, parts
 
 LOSS_NAMES = {
     "mse": "mse",
@@ -123,6 +123,30 @@ def test_a_single_unit(n, weighted, alone, monkeypatch):
     run([(19, "tanh", True), (1, "sigmoid", True)], "bce", n=n, weighted=weighted)
     run([(1, "sigmoid", True), (5, "tanh", True), (1, "linear", True)], "mse", n=n, weighted=weighted)
     run([(1, "tanh", True), (1, "linear", False)], "mse", input_shape=(1,), n=n, weighted=weighted)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("n", [63, 64])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_in_parts_of_the_batch(threads, n, bias, monkeypatch):
+    """Also of an odd number of rows, and where an update does for some layers."""
+    found = []
+
+    def split(program, dtype):
+        original(program, dtype)
+        found.extend(op.layer for op in program.ops if op.record is records.UPDATE)
+
+    original = parts.split
+    monkeypatch.setattr(parts, "LEAST", 0)
+    monkeypatch.setattr(parts, "split", split)
+    monkeypatch.setattr(executable, "ALONE", 0)
+    before = fastnn.get_num_threads()
+    fastnn.set_num_threads(threads)
+    try:
+        run([(7, "relu", bias), (8, "tanh", bias), (1, "sigmoid", True)], "bce", n=n, weighted=True)
+    finally:
+        fastnn.set_num_threads(before)
+    assert found == ["dense to dense_1"]
 
 
 @pytest.mark.parametrize(("loss", "last", "from_logits"), LAST)

@@ -13,9 +13,22 @@ import pytest
 import reference as ref
 from guard import ENDS, Guarded, guarded
 
+from fastnn import records
 from fastnn.cpu import blocking, loader, target
 from fastnn.cpu.memory import address
-from fastnn.records import DROPOUT, GATHER, GEMM, LABELS, LOSS, METRIC, RUN, SCATTER, TOTAL, UPDATE
+from fastnn.records import (
+    BACKWARD,
+    DROPOUT,
+    GATHER,
+    GEMM,
+    LABELS,
+    LOSS,
+    METRIC,
+    RUN,
+    SCATTER,
+    TOTAL,
+    UPDATE,
+)
 
 DTYPES = ("float32", "float64")
 ALL_THREADS = (1, 3)
@@ -396,6 +409,39 @@ def test_biases_get_the_sums_of_rows(kernel, threads, dtype):
         found = new_weights[:inputs, np.newaxis] if alone else new_weights
         np.testing.assert_allclose(found, weights - RATE * wide_x.T @ wide_d, **close(dtype, 64))
         np.testing.assert_allclose(new_bias[:units], bias - RATE * wide_d.sum(axis=0), **close(dtype, 64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("rows", [1, 5, 15, 16, 58])
+def test_slopes_in_registers(rows, end, dtype):
+    """An input gradient D W' times relu's slope, as its epilogue makes it: 0 and NaN of the output are its slope."""
+    w = lanes(dtype)
+    for inputs, units in itertools.product((w, 2 * w, 5 * w), (1, 2, 19)):
+        d, weights, y = (
+            random((rows, units), dtype, 1),
+            random((inputs, units), dtype, 2),
+            random((rows, inputs), dtype, 3),
+        )
+        y = np.maximum(y, 0)
+        y.flat[::7] = np.nan
+        held = [Guarded(a, end) for a in (d, weights, y)]
+        cut = blocking.whole(rows, inputs, units, dtype, 1)
+        scratch = np.zeros(blocking.scratch(dtype, cut), dtype)
+        found = []
+        for finish in (records.EPILOGUE, records.RELU_SLOPE):
+            c = Guarded(np.full_like(y, 7), end)
+            where = {"c": c.array, "c_row": inputs, "c_col": 1, "y": held[2].array}
+            epilogue = record(BACKWARD, kernel=loader.address("activations.relu_backward", dtype), **where)
+            fields = {**cut, "m": rows, "n": inputs, "k": units, "finish": finish}
+            fields |= {"a": held[0].array, "a_row": units, "a_col": 1}
+            fields |= {"b": held[1].array, "b_row": 1, "b_col": units}
+            fields |= {"epilogue": address(epilogue), "scratch": scratch, "scratch_stride": scratch.size}
+            call("small.fused", dtype, GEMM, fields, threads=1)
+            found.append(c.array)
+        expected = (d.astype(float) @ weights.T.astype(float)) * np.where(np.isnan(y), np.nan, y > 0)
+        np.testing.assert_allclose(found[0], expected, **close(dtype, 64))
+        np.testing.assert_array_equal(found[1], found[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -404,7 +404,8 @@ def test_barriers_of_gradients_in_parts(name, rows):
     for dtype in ("float32", "float64"):
         model = build(name, dtype=dtype)
         program = divided(lower(model, "train", rows, 64, True), dtype)
-        assert any("part" in op.fields for op in program.ops) or rows == 32 or dtype == "float64"
+        if (rows, dtype) == (64, "float32"):
+            assert any("part" in op.fields for op in program.ops)
         assert races(program.ops, dtype) == []
     test_no_barrier_is_superfluous(name, rows)
 
@@ -438,8 +439,8 @@ def test_what_is_done_in_parts():
         one[2],
         ("dense to dense_1", "adam"),
     ]
-    assert updates(64, 64, 64) == [one[2], one[1], one[0]]
-    assert updates(256, 64, 512) == [one[2], one[1], one[0]]  # 64 x 512 are more than 256 rows
+    assert updates(64, 16, 16) == [one[2], one[1], one[0]]  # is too little work
+    assert updates(256, 192, 208) == [one[2], one[1], one[0]]  # 192 x 208 are more than 256 rows of 192 and 208
 
 
 # --- the same bits in any order -------------------------------------------------------------------------------------
@@ -453,23 +454,10 @@ def small_steps_in_teams(monkeypatch):
     monkeypatch.setattr(executable, "AWAKE", 0)
 
 
-@pytest.mark.usefixtures("small_steps_in_teams")
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("samples", [75, 65])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_parts_give_the_same_bits(name, samples, dtype, optimizer, monkeypatch):
-    monkeypatch.setattr(parts, "LEAST", 0)
-    alone = trained(name, optimizer, dtype, 1, samples)
-    for threads in (2, 3, 4):
-        for a, b in zip(alone, trained(name, optimizer, dtype, threads, samples), strict=True):
-            np.testing.assert_array_equal(a, b)
-
-
-def trained(name, optimizer, dtype, threads, samples=75):
+def trained(name, optimizer, dtype, threads, samples=75, batch=16):
     model = build(name, optimizer, dtype, n_threads=threads)
     x, y = data(model, samples)
-    history = model.fit(x, y, batch_size=16, epochs=2, verbose=0, validation_data=(x, y))
+    history = model.fit(x, y, batch_size=batch, epochs=2, verbose=0, validation_data=(x, y))
     return [*model.get_weights(), model.predict(x, verbose=0), *history.history.values()]
 
 
@@ -485,13 +473,34 @@ def test_teams_give_the_same_bits(samples, name, optimizer, dtype):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.usefixtures("small_steps_in_teams")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("samples", [150, 129])  # of the last batch, 22 and 1
+@pytest.mark.parametrize("name", ["mlp", "deep", "dropout", "softmax inside"])
+def test_parts_give_the_same_bits(name, samples, optimizer, monkeypatch):
+    found = []
+
+    def split(program, dtype):
+        original(program, dtype)
+        found.append(any("part" in op.fields for op in program.ops))
+
+    original = parts.split
+    monkeypatch.setattr(parts, "LEAST", 0)
+    monkeypatch.setattr(parts, "split", split)
+    alone = trained(name, optimizer, "float32", 1, samples, 64)
+    for threads in (2, 3, 4):
+        for a, b in zip(alone, trained(name, optimizer, "float32", threads, samples, 64), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert found.count(True) >= 4  # one for each number of threads
+
+
 FINISHED_SIZES = [(1, 33, 18), (5, 64, 20), (14, 32, 33), (31, 17, 48), (64, 65, 40)]  # rows, units, units
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("rows", "first", "second"), FINISHED_SIZES)
 def test_what_is_finished_in_registers_has_the_bits_of_the_epilogue(rows, first, second, dtype, monkeypatch):
-    """Also where outputs are 0 or NaN, whose slopes are 0 and NaN."""
+    """In a whole network, with any number of threads, and once all of it is NaN."""
 
     def parameters(threads):
         layers = [Input((11,)), Dense(first, "relu"), Dense(second, "relu"), Dense(24), Dense(first, "relu"), Dense(3)]

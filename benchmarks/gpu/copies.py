@@ -14,8 +14,8 @@ from benchmarks.gpu import driver
 from benchmarks.gpu.measure import SAMPLE_SECONDS, SAMPLES, Report
 
 BATCH = 128 * 784  # bytes of a batch of MNIST
-EPOCH = 60_000 * 784  # bytes of its images
-SIZES = (4096, BATCH, 1 << 20, 16 << 20, EPOCH, 256 << 20)
+IMAGES = 60_000 * 784  # bytes of all of them
+SIZES = (4096, BATCH, 1 << 20, 16 << 20, IMAGES, 256 << 20)
 QUICK_SIZES = (BATCH, 1 << 20)
 PIECES = (256 << 10, 1 << 20, 4 << 20)  # bytes of each of the two page-locked buffers that a staged copy goes through
 
@@ -40,8 +40,8 @@ def measure(report: Report) -> None:
     for size in QUICK_SIZES if report.quick else SIZES:
         report.attempt(f"copies of {size} bytes", _all, report, size)
     for piece in PIECES[:1] if report.quick else PIECES:
-        report.attempt(f"staged in {piece >> 10} KiB", _staged, report, EPOCH, piece)
-    report.attempt("registering", _registered, report, EPOCH)
+        report.attempt(f"staged in {piece >> 10} KiB", _staged, report, IMAGES, piece)
+    report.attempt("registering", _registered, report, IMAGES)
 
 
 def seconds(copy: Callable[[], None]) -> float:

@@ -11,7 +11,7 @@ it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 """
 
 from fastnn.cpu.blocking import MR, TILES
-from fastnn.cpu.gemm import EVEN, FEW, HALF, LINE, add_rows, pack_panel, sum_rows
+from fastnn.cpu.gemm import FEW, HALF, LINE, add_rows, are_halves, pack_panel, sum_rows
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.parts import PARTS
 from fastnn.cpu.share import claim, share
@@ -143,30 +143,26 @@ def make_panel(vectors):
         i = top
         while i < bottom:
             many = min(bottom - i, TILES * MR)
-            if EVEN and 0 < bottom - i - many <= 2 * HALF - MR:
-                many -= MR
+            if are_halves(bottom - i - many + MR):
+                many -= MR  # so that they are not parted
             r = 0
             while r < many:
                 rows, at, out = many - r, (i + r) * c_row + j, offset(tile, r * width)
                 a, c, also = offset(op.a, (i + r) * a_row), offset(to, at), offset(op.also, at)
-                if rows >= MR and not (EVEN and MR < rows <= 2 * HALF):
-                    if op.touched:
-                        touch_rows(c, places, vectors, LINE)
-                    if not is_null(op.also):
-                        touch_rows(also, places, vectors, LINE)
-                    tall(a, offsets, a_col, b, b_row, k, finish, out, c, places, bias, offset(y, at))
-                    r += MR
-                    continue
-                if rows > MR:
-                    rows = HALF
-                # Rows that do not exist are computed as the last one once more.
+                whole = rows >= MR and not are_halves(rows)
+                if rows >= MR:
+                    rows = MR if whole else HALF
+                here = places if whole else row_offsets_within(c_row, MR, rows)
                 if op.touched:
-                    touch_rows(c, row_offsets_within(c_row, MR, rows), vectors, LINE)
+                    touch_rows(c, here, vectors, LINE)
                 if not is_null(op.also):
-                    touch_rows(also, row_offsets_within(c_row, MR, rows), vectors, LINE)
-                if rows > HALF:
+                    touch_rows(also, here, vectors, LINE)
+                # Rows that do not exist are computed as the last one once more.
+                if whole:
+                    tall(a, offsets, a_col, b, b_row, k, finish, out, c, places, bias, offset(y, at))
+                elif rows > HALF:
                     tall(a, row_offsets_within(a_row, MR, rows), a_col, b, b_row, k, finish, out,
-                         c, row_offsets_within(c_row, MR, rows), bias, offset(y, at))  # fmt: skip
+                         c, here, bias, offset(y, at))  # fmt: skip
                 elif rows > FEW:
                     half(a, row_offsets_within(a_row, HALF, rows), a_col, b, b_row, k, finish, out,
                          c, row_offsets_within(c_row, HALF, rows), bias, offset(y, at))  # fmt: skip
