@@ -15,11 +15,15 @@ from fastnn.program import Op, Ref
 INT64 = 8
 
 
-def flops(op: Op) -> int:
-    """Operations of a product, a multiply-add being two; 0 for all else."""
+def flops(op: Op, density: float = 1.0) -> int:
+    """Operations of a product, a multiply-add being two; 0 for all else.
+
+    `density` is the share of the inputs that are not 0, which matters where a product leaves out the others.
+    """
     if op.record is not records.GEMM:
         return 0
-    return 2 * _int(op.fields, "m") * _int(op.fields, "n") * _int(op.fields, "k")
+    every = 2 * _int(op.fields, "m") * _int(op.fields, "n") * _int(op.fields, "k")
+    return round(every * density) if op.sparse else every
 
 
 def moved(op: Op, size: int) -> int:

@@ -222,7 +222,7 @@ class _Run:
             threads=threads,
             steps=len(times),
             rows=tuple(
-                _row(op, self._label(op), float(took), size, peak, bandwidth)
+                _row(op, self._label(op), float(took), size, self.samples.density, peak, bandwidth)
                 for op, took in zip(self.program.ops, middle[:-1, 1], strict=True)
             ),
             waiting=float(np.median(times[:, :, 0].sum(axis=1))) if threads > 1 else 0.0,
@@ -276,8 +276,8 @@ class _Run:
         return np.maximum(times - look, 0).mean(axis=0)
 
 
-def _row(op: Op, label: str, seconds: float, size: int, peak: float, bandwidth: float) -> Row:
-    flops, moved = costs.flops(op), costs.moved(op, size)
+def _row(op: Op, label: str, seconds: float, size: int, density: float, peak: float, bandwidth: float) -> Row:
+    flops, moved = costs.flops(op, density), costs.moved(op, size)
     arithmetic, memory = flops / peak, moved / bandwidth
     bound = "arithmetic" if arithmetic > memory else "memory"
     return Row(op.layer, label, seconds, flops, moved, bound, max(arithmetic, memory))

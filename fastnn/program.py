@@ -48,6 +48,7 @@ class Op:
     shared: bool = False  # threads read what others write in it; the backend finds out whether
     batch: str = ""  # of a product: its dimension, m or n, that counts rows of the batch
     epilogue: "Op | None" = None
+    sparse: bool = False  # of a product: most of A is 0, which it may leave out; the backend decides whether it does
     sums: "Op | None" = None  # of a product A' D: the epilogue for the sum of D's rows
     barrier: bool = False
     layer: str = ""  # what a profile calls it: the layer it belongs to,
@@ -56,7 +57,7 @@ class Op:
 
 @dataclass
 class Program:
-    """The operations of a step and the size of its arena in elements."""
+    """The operations of a step, the size of its arena in elements, and about how many operations on floats it needs."""
 
     ops: list[Op]
     arena: int

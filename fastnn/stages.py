@@ -42,7 +42,10 @@ Stage = Affine | Elementwise | Dropout
 
 @dataclass(frozen=True)
 class Feed:
-    """How a 2-D array of the caller's is read: element strides, and a scaling on the way."""
+    """How a 2-D array of the caller's is read: element strides, and a scaling on the way.
+
+    `sparse`: most of what comes out is 0, which products may make use of.
+    """
 
     dtype: str
     cols: int
@@ -50,6 +53,7 @@ class Feed:
     col: int
     scale: float = 1.0
     offset: float = 0.0
+    sparse: bool = False
 
 
 @dataclass(frozen=True)

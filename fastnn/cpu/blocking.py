@@ -60,6 +60,9 @@ MR = {(512, 32): 14, (256, 16): 6, (128, 32): 12, (128, 16): 6}[CPU.simd_bits, C
 # Tiles, 6 KiB of them, for which fastnn.cpu.small calls an epilogue at once: a call and what surrounds it take as long
 # as 10 steps of a tile.  20-64-64-1, batch 32: 18.9 us a step with 1 tile, 17.5 with 4, 17.2 with 8, 16.8 with 16.
 TILES = 6144 // (MR * NV * CPU.simd_bits // 8)
+# Vectors of a row of C that fastnn.cpu.spmm holds in registers: two multiply-adds a cycle that take four each.
+WIDE = 8
+WORD = 64  # steps of k that share a word there; 64 rows of B, WIDE vectors wide, are 32 KiB with AVX-512
 SIZES = {"float32": 4, "float64": 8}
 
 
@@ -166,6 +169,34 @@ def whole(m: int, n: int, k: int, dtype: str, threads: int) -> dict[str, int]:
     return {"kc": k, "panels": 1, "rows": rows, "kept": 0, "partial": TILES * MR, "copy": 0}
 
 
+def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int) -> dict[str, int]:
+    """As `blocks`, for `fastnn.cpu.spmm`; panels are `WIDE` vectors wide.
+
+    Where A's rows are contiguous (forward), tasks are columns if these can be shared evenly: then each thread reads its
+    part of B only.  Else (weight gradient) they are rows of C, so that a thread needs its columns of the batch, and
+    what it updates lies in one piece: 784-256-10, batch 128, two threads: 128 us a step; 142 by columns.
+    """
+    vectors = CPU.lanes(dtype)
+    panels = -(-n // (WIDE * vectors))
+    together, block = min(panels, 4), 32  # panels that share words; rows of which sums stay in the first-level cache
+    parts = threads
+    if a_col == 1:
+        block = 256  # with 13 words in a row it is better to keep B in that cache
+        if panels % threads == 0:
+            parts, together = 1, min(panels // threads, 4)
+    rows = -(-m // parts)
+    if a_col == 1:
+        rows = min(rows, block)
+    rows = -(-rows // vectors) * vectors or vectors
+    return {"panels": together, "rows": rows, "block": min(block, rows)}
+
+
+def sparse_scratch(k: int, dtype: str, cut: dict[str, int]) -> int:
+    """Elements one thread needs for that: sums, and a word for each row and `WORD` steps of k."""
+    words = cut["rows"] * -(-k // WORD) * 8 // SIZES[dtype]
+    return -(-(cut["block"] * WIDE * CPU.lanes(dtype) + words) // 64) * 64
+
+
 def scratch(dtype: str, cut: dict[str, int]) -> int:
     """Elements one thread needs for a product: panels of B, partial tiles and a block of A, in cache lines."""
     nr = columns(dtype)
@@ -199,6 +230,15 @@ def of_matrix(m: int, n: int, k: int, dtype: str, b_col: int) -> str:
         return "gemm.gemm"
     slim = b_col == 1 and n <= CPU.lanes(dtype) and m <= TILES * MR
     return "small.slim" if slim else "small.fused"
+
+
+def pays_sparse(m: int, n: int, k: int, dtype: str) -> bool:
+    """Whether `fastnn.cpu.spmm` is faster than other kernels if most of A is 0.
+
+    A row of C has to have some vectors, which wait for each other's sums else: 784-32-10, batch 128, with a tenth of
+    its inputs not 0, takes two threads 54 us instead of 48, 784-64-10 one thread 84 instead of 146.
+    """
+    return min(m, k) >= 8 and n >= 4 * CPU.lanes(dtype)
 
 
 def is_far(elements: int, dtype: str, threads: int) -> bool:

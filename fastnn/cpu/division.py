@@ -10,6 +10,7 @@ FINISHED = {
     "activations.relu_forward": RELU,
     "activations.relu_backward": RELU_SLOPE,
 }
+SPARSE = "spmm.spmm"
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 
 
@@ -28,10 +29,19 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         # Stores from registers need not be hidden: the next tile is computed while they wait.
         touched = int(op.shared and finish == EPILOGUE)
         return {"by_rows": by_rows, "touched": touched, "finish": finish, **blocking.whole(m, n, k, dtype, threads)}
+    if op.kernel == SPARSE:
+        return blocking.sparse(m, n, k, dtype, _int(op, "a_col"), threads)
     strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
     return {"by_rows": 1, **blocking.blocks(-(-m // threads), n, k, dtype, *strides, 1)}
+
+
+def scratch(op: Op, dtype: str, threads: int) -> int:
+    """Elements of scratch that each thread needs for a product."""
+    if op.kernel == SPARSE:
+        return blocking.sparse_scratch(_int(op, "k"), dtype, cut(op, dtype, threads))
+    return blocking.scratch(dtype, cut(op, dtype, threads))
 
 
 def _finish(op: Op, dtype: str) -> int:
@@ -52,11 +62,14 @@ def divide(program: Program, dtype: str, threads: int) -> None:
             op.kernel = blocking.of_matrix(m, n, k, dtype, strides[2])
         else:
             op.kernel = blocking.of_row(m, *strides) or blocking.of_matrix(m, n, k, dtype, strides[2])
+        op.sparse = op.sparse and blocking.pays_sparse(m, n, k, dtype)
+        if op.sparse:
+            op.kernel = SPARSE
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             arrays = sum(isinstance(op.epilogue.fields[name], Ref) for name in ("p", "s0", "s1"))
-            op.epilogue.fields["below"] = int(blocking.is_far(m * n * arrays, dtype, threads))
+            op.epilogue.fields["below"] = int(not op.sparse and blocking.is_far(m * n * arrays, dtype, threads))
         op.fields["joined"] = int(op.kernel == "small.slim" and parts.joined(op))
-        if op.batch == "m":
+        if op.batch == "m" and not op.sparse:
             op.by_rows = blocking.by_rows(m, n, k, dtype, strides[2], threads)
         elif op.batch == "n":
             op.by_rows = op.kernel == "gemv.gemv_columns"
@@ -101,6 +114,6 @@ def _shared(op: Op, ops: list[Op]) -> bool:
 
 def claimed(op: Op, threads: int) -> bool:
     """Whether threads take each other's tasks of a product: where that is worth atomic operations."""
-    if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused") or op.by_rows or "part" in op.fields:
+    if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused", SPARSE) or op.by_rows or "part" in op.fields:
         return False
     return _int(op, "m") * _int(op, "n") * _int(op, "k") > CLAIMED

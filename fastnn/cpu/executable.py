@@ -140,7 +140,7 @@ class Executable:
             if each:
                 division.divide(each, dtype, self.threads)
         products = [op for p in (program, short) if p for op in p.ops if op.record is GEMM]
-        stride = max((blocking.scratch(dtype, division.cut(op, dtype, self.threads)) for op in products), default=0)
+        stride = max((division.scratch(op, dtype, self.threads) for op in products), default=0)
         arena = max(program.arena, short.arena if short else 0)
         elements = arena + self.threads * stride
         shared = like is not None and like.arena.size >= elements

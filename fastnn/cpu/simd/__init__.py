@@ -38,6 +38,13 @@ from fastnn.cpu.simd.arithmetic import (
     sum_lanes,
     sum_vectors,
 )
+from fastnn.cpu.simd.bits import (
+    nonzero_lanes,
+    set_bits,
+    store_words,
+    trailing_zeros,
+    zero_words,
+)
 from fastnn.cpu.simd.engine import (
     call,
     call_epilogue,
@@ -160,6 +167,7 @@ __all__ = [
     "local_words",
     "max_lanes",
     "muladd",
+    "nonzero_lanes",
     "offset",
     "pause",
     "pieces",
@@ -178,6 +186,7 @@ __all__ = [
     "scalar_like",
     "scale",
     "select",
+    "set_bits",
     "settle",
     "splat",
     "sqrt",
@@ -190,14 +199,17 @@ __all__ = [
     "store_rows_at",
     "store_tile",
     "store_tile_rows",
+    "store_words",
     "stream",
     "sum_lanes",
     "sum_vectors",
     "table",
     "times_relu_slope",
     "touch_rows",
+    "trailing_zeros",
     "transpose_block",
     "transpose_corner",
     "vec",
+    "zero_words",
     "zeros_tile",
 ]

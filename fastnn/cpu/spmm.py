@@ -1,0 +1,149 @@
+"""The product of a matrix that is mostly 0 with another one, C = epilogue(A B): terms that are 0 are left out.
+
+Four of five pixels of MNIST's images are 0, and nearly all columns of a one-hot encoding.  Which elements of A are not
+is kept as bits, a word for each row and `WORD` steps of k, so that the next one is found in two instructions; each is
+a row of B that is added, times the element, to a row of C in registers.  A row of B serves one row of C at a time, so
+this takes as many loads as multiply-adds and reaches half of their peak: it pays where at most a third of A is not 0
+(`fastnn.data.is_sparse`).
+
+The sums have the order of `fastnn.cpu.gemm`'s, and so its bits, but where B is infinite or NaN: 0 times that is NaN
+there, and here it is not looked at.
+"""
+
+from numba.types import int64 as INT64
+
+from fastnn.cpu.blocking import WIDE, WORD
+from fastnn.cpu.gemm import sum_rows
+from fastnn.cpu.jit import device, kernel
+from fastnn.cpu.share import claim, share
+from fastnn.cpu.simd import (
+    call_epilogue,
+    cast,
+    is_null,
+    lanes,
+    load,
+    load_tile,
+    nonzero_lanes,
+    offset,
+    rank1,
+    set_bits,
+    store_tile,
+    store_words,
+    trailing_zeros,
+    zero_words,
+    zeros_tile,
+)
+from fastnn.records import GEMM
+
+HERE = (0,)  # of a tile of one row
+
+
+@device
+def mark_rows(a, a_row, rows, k, words):
+    """The words of rows that are contiguous, padded with 0 to whole vectors."""
+    w = lanes(a)
+    for r in range(rows):
+        for p in range(0, k, WORD):
+            word = 0
+            for q in range(0, min(WORD, k - p), w):
+                word |= nonzero_lanes(load(a, r * a_row + p + q)) << q
+            words[p // WORD * rows + r] = word
+
+
+@device
+def mark_columns(a, a_col, rows, k, words):
+    """The words of rows whose elements are `a_col` apart.  Columns are contiguous and padded, and so is `words`."""
+    w = lanes(a)
+    for p in range(0, k, WORD):
+        for r in range(0, rows, w):
+            found = zero_words(a)
+            for q in range(min(WORD, k - p)):
+                found = set_bits(found, q, load(a, (p + q) * a_col + r))
+            store_words(words, p // WORD * rows + r, found)
+
+
+def make_rows(vectors):
+    """`WORD` steps of k for some rows, `vectors` vectors wide; `tiles` holds the sums before and after."""
+
+    @device
+    def rows(a, a_row, a_col, b, b_row, words, count, tiles, first):
+        width = vectors * lanes(a)
+        for r in range(count):
+            word = words[r]
+            if first or word != 0:
+                row, tile = offset(a, r * a_row), offset(tiles, r * width)
+                c = zeros_tile(a, 1, vectors) if first else load_tile(tile, 1, vectors)
+                while word != 0:
+                    p = trailing_zeros(word)
+                    word &= word - 1
+                    c = rank1(c, offset(row, p * a_col), HERE, load_tile(offset(b, p * b_row), 1, vectors))
+                store_tile(c, tile)
+
+    return rows
+
+
+eight, four, two, one = (make_rows(vectors) for vectors in (WIDE, 4, 2, 1))
+
+
+@device
+def panel(op, run, step, a, words, stride, top, rows, j, vectors, tiles):
+    """`rows` rows of C from `top` on, `vectors` vectors wide from column j on.  `stride`: words of each `WORD` of k."""
+    width = vectors * lanes(a)
+    b, a_row, a_col, b_row, k = offset(op.b, j), op.a_row, op.a_col, op.b_row, op.k
+    for r in range(0, rows, op.block):
+        count = min(op.block, rows - r)
+        for p in range(0, max(k, 1), WORD):
+            at, to = offset(a, r * a_row + p * a_col), offset(b, p * b_row)
+            marks = offset(words, p // WORD * stride + r)
+            if vectors == WIDE:
+                eight(at, a_row, a_col, to, b_row, marks, count, tiles, p == 0)
+            elif vectors == 4:
+                four(at, a_row, a_col, to, b_row, marks, count, tiles, p == 0)
+            elif vectors == 2:
+                two(at, a_row, a_col, to, b_row, marks, count, tiles, p == 0)
+            else:
+                one(at, a_row, a_col, to, b_row, marks, count, tiles, p == 0)
+        call_epilogue(op.epilogue, run, step, tiles, width, top + r, j, count, width)
+
+
+@device
+def some_rows(op, run, step, top, rows, left, right, tiles, words):
+    """`rows` rows of C from `top` on, and columns `left` to `right`, which are whole vectors."""
+    w = lanes(op.a)
+    a, stride = offset(op.a, top * op.a_row), rows
+    if op.a_col == 1:
+        mark_rows(a, op.a_row, rows, op.k, words)
+    else:
+        stride = (rows + w - 1) // w * w
+        mark_columns(a, op.a_col, stride, op.k, words)
+    j = left
+    while j < right:
+        rest = (right - j) // w
+        vectors = WIDE if rest >= WIDE else 4 if rest >= 4 else min(rest, 2)
+        if op.sums and top == 0:
+            for q in range(j, j + vectors * w, 2 * w):
+                sum_rows(op, run, step, offset(op.b, q), op.b_row, tiles, q, min(2, vectors) * w)
+        panel(op, run, step, a, words, stride, top, rows, j, vectors, tiles)
+        j += vectors * w
+
+
+@kernel(GEMM)
+def spmm(op, run, step, thread):
+    """Rows of B are contiguous and as whole as C's; A's rows or its columns are, and padded with 0."""
+    columns = op.panels * WIDE * lanes(op.a)
+    tasks_of_column = (op.m + op.rows - 1) // op.rows
+    tasks = (op.n + columns - 1) // columns * tasks_of_column
+    task, last, owner, claims = 0, tasks, thread, op.claims
+    if not is_null(claims):
+        owner, task = claim(claims, tasks, thread, run.threads, owner)
+    else:
+        task, last = share(tasks, thread, run.threads)
+    tiles = offset(op.scratch, thread * op.scratch_stride)
+    words = cast(offset(tiles, op.block * WIDE * lanes(op.a)), INT64)
+    while 0 <= task < last:
+        left, top = task // tasks_of_column * columns, task % tasks_of_column * op.rows
+        some_rows(op, run, step, top, min(op.rows, op.m - top), left, min(left + columns, op.n), tiles, words)
+        if is_null(claims):
+            task += 1
+        else:
+            owner, task = claim(claims, tasks, thread, run.threads, owner)

@@ -1,0 +1,261 @@
+"""Products that leave zeros out: values, bits, memory, and when they are chosen."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from guard import ENDS, Guarded
+from test_kernels import DTYPES, call, close, lanes, random, record
+from test_plan import divided, races
+
+import fastnn
+from fastnn import data, training
+from fastnn.cpu import blocking, division, loader
+from fastnn.cpu.memory import address
+from fastnn.layers import Dense, Dropout, Input, Rescaling
+from fastnn.plan import Lowering
+from fastnn.records import FORWARD, GEMM, UPDATE
+
+RATE = 0.03
+
+
+def sparse(shape, dtype, density, seed=0):
+    """Random elements, most of which are 0; some rows and columns are all 0, some 0s are negative."""
+    rng = np.random.default_rng(seed)
+    x = np.where(rng.random(shape) < density, rng.standard_normal(shape), np.where(rng.random(shape) < 0.5, 0.0, -0.0))
+    if min(shape) > 3:
+        x[1], x[:, 2] = 0, 0
+    return x.astype(dtype)
+
+
+def padded(x, dtype):
+    """Rows as a plan pads them: with 0 to whole vectors."""
+    w = lanes(dtype)
+    return np.pad(x, ((0, 0), (0, -x.shape[1] % w)))
+
+
+# --- the kernel -----------------------------------------------------------------------------------------------------
+
+
+def product(a, b, dtype, threads, end, *, transposed, held=None):
+    """``a @ b`` or ``a.T @ b`` by the kernel, with operands against unreadable pages."""
+    w = lanes(dtype)
+    rows = padded(a, dtype)
+    m, k = a.shape[::-1] if transposed else a.shape
+    n = b.shape[1]
+    strides = (1, rows.shape[1]) if transposed else (rows.shape[1], 1)
+    cut = blocking.sparse(m, n, k, dtype, strides[1], threads)
+    stride = blocking.sparse_scratch(k, dtype, cut)
+    c = Guarded(np.full((m, n), 7, dtype), end)
+    given = [Guarded(rows, end), Guarded(b, end), Guarded(np.zeros(threads * stride, dtype), end)]
+    where = {"c": c.array, "c_row": n, "c_col": 1}
+    epilogue = record(FORWARD, kernel=loader.address("activations.linear_forward", dtype), **where)
+    fields = {**cut, "m": m, "n": n, "k": k, "a": given[0].array, "a_row": strides[0], "a_col": strides[1]}
+    fields |= {"b": given[1].array, "b_row": n, "b_col": 1, "epilogue": address(epilogue)}
+    fields |= {"scratch": given[2].array, "scratch_stride": stride}
+    call("spmm.spmm", dtype, GEMM, fields, threads=threads)
+    assert n % w == 0
+    np.testing.assert_array_equal(given[0].array, rows)
+    np.testing.assert_array_equal(given[1].array, b)
+    return c.array
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products(transposed, end, dtype):
+    w = lanes(dtype)
+    shapes = itertools.product((1, 8, 33, 300), (w, 3 * w, 8 * w, 15 * w, 40 * w), (1, 63, 64, 65, 200))
+    for (rows, n, inputs), density in zip(shapes, itertools.cycle((0.0, 0.1, 0.5, 1.0))):
+        for threads in (1, 2, 3):
+            a = sparse((rows, inputs), dtype, density, seed=rows)
+            b = random((rows if transposed else inputs, n), dtype, 2)
+            found = product(a, b, dtype, threads, end, transposed=transposed)
+            wide = a.astype(float).T if transposed else a.astype(float)
+            np.testing.assert_allclose(found, wide @ b.astype(float), **close(dtype, 400))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_but_zero_is_left_out(dtype):
+    """The smallest numbers, infinity and NaN of A count."""
+    w = lanes(dtype)
+    a = np.zeros((8, 70), dtype)
+    tiny = np.finfo(dtype).tiny
+    a[0, 69], a[1, 3], a[2, 5], a[3, 64], a[4, 0] = np.nan, np.inf, -np.inf, tiny, np.finfo(dtype).smallest_subnormal
+    b = np.full((70, 4 * w), 0.5, dtype)
+    found = product(a, b, dtype, 1, "end", transposed=False)
+    expected = np.array([np.nan, np.inf, -np.inf, tiny / 2, 0.5 * a[4, 0], 0, 0, 0], dtype)
+    np.testing.assert_array_equal(found, np.repeat(expected[:, None], 4 * w, axis=1))
+    turned = product(a, np.full((8, 4 * w), 0.5, dtype), dtype, 1, "end", transposed=True)
+    expected = np.zeros(70, dtype)
+    expected[[69, 3, 5, 64, 0]] = np.nan, np.inf, -np.inf, tiny / 2, 0.5 * a[4, 0]
+    np.testing.assert_array_equal(turned, np.repeat(expected[:, None], 4 * w, axis=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_biases_get_the_sums_of_rows(threads, dtype):
+    """A weight gradient X' D, and 1' D to a bias, by gradient descent."""
+    w = lanes(dtype)
+    for inputs, units, rows in itertools.product((64, 130), (w, 5 * w, 23 * w), (1, 5, 70)):
+        x, d = sparse((rows, inputs), dtype, 0.2), random((rows, units), dtype, 2)
+        weights, bias = random((inputs, units), dtype, 3), random(units, dtype, 4)
+        new_weights, new_bias = weights.copy(), bias.copy()
+        epilogue = loader.address("optimizers.sgd", dtype)
+        updates = [record(UPDATE, kernel=epilogue, p=p, p_row=units) for p in (new_weights, new_bias)]
+        held = padded(x, dtype)
+        cut = blocking.sparse(inputs, units, rows, dtype, held.shape[1], threads)
+        stride = blocking.sparse_scratch(rows, dtype, cut)
+        scratch = np.zeros(threads * stride, dtype)
+        fields = {**cut, "m": inputs, "n": units, "k": rows, "a": held, "a_row": 1, "a_col": held.shape[1]}
+        fields |= {"b": d, "b_row": units, "b_col": 1, "scratch": scratch, "scratch_stride": stride}
+        fields |= {"epilogue": address(updates[0]), "sums": address(updates[1])}
+        call("spmm.spmm", dtype, GEMM, fields, threads=threads, rate=np.array([RATE]))
+        wide = d.astype(float)
+        np.testing.assert_allclose(new_weights, weights - RATE * x.astype(float).T @ wide, **close(dtype, 400))
+        np.testing.assert_allclose(new_bias, bias - RATE * wide.sum(axis=0), **close(dtype, 400))
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+
+
+def build(inputs=100, units=80, dtype="float32", optimizer="adam", threads=1, first=()):
+    layers = [Input((inputs,)), *first, Dense(units, "relu"), Dense(5, "softmax")]
+    model = fastnn.Sequential(layers, dtype=dtype, seed=4, n_threads=threads)
+    model.compile(optimizer, "sparse_categorical_crossentropy", ["accuracy"])
+    return model
+
+
+def kernels(model, x, batch=32):
+    """The kernels of a training step."""
+    samples = training.checked(model, x, np.zeros(len(x), int))
+    recipe = training.recipe(model, "train", samples.x_feed)
+    program = recipe.lower(model.network, batch, batch)
+    division.divide(program, model.dtype, 1)
+    return [op.kernel for op in program.ops]
+
+
+def trained(x, y, threads, batch, **arguments):
+    model = build(x.shape[1], threads=threads, **arguments)
+    history = model.fit(x, y, batch_size=batch, epochs=2, verbose=0)
+    scores = model.evaluate(x, y, batch_size=50, verbose=0)
+    return [*model.get_weights(), model.predict(x), np.array([history.history["loss"], scores], dtype=object)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
+@pytest.mark.parametrize(("inputs", "units", "batch"), [(64, 80, 16), (300, 128, 64), (784, 256, 128), (77, 200, 100)])
+def test_bits_are_those_of_products_with_zeros(inputs, units, batch, optimizer, dtype, monkeypatch):
+    """And those of any number of threads; the last batch is shorter."""
+    x = sparse((2 * batch + 9, inputs), dtype, 0.2)
+    y = np.random.default_rng(1).integers(0, 5, len(x))
+    shape = {"units": units, "optimizer": optimizer, "dtype": dtype}
+    assert "spmm.spmm" in kernels(build(inputs, **shape), x, batch)
+    found = [trained(x, y, threads, batch, **shape) for threads in (1, 2, 3, 8)]
+    monkeypatch.setattr(training, "SPARSE", -1.0)
+    assert "spmm.spmm" not in kernels(build(inputs, **shape), x, batch)
+    for each in found:
+        for have, expected in zip(each, trained(x, y, 1, batch, **shape), strict=True):
+            np.testing.assert_array_equal(have, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_images_of_bytes(threads, monkeypatch):
+    """Rescaled on the way; a batch of nothing but 0, a strided array, and one row."""
+    rng = np.random.default_rng(0)
+    x = (rng.integers(0, 256, (96, 150)) * (rng.random((96, 150)) < 0.1)).astype(np.uint8)[:, ::2]
+    x[32:64] = 0
+    y = rng.integers(0, 5, 96)
+
+    def run():
+        model = build(75, units=96, threads=threads, first=[Rescaling(1 / 255)])
+        model.fit(x, y, batch_size=32, shuffle=False, epochs=2, verbose=0)
+        return [*model.get_weights(), model.predict(x), model.predict(x[:1]), model.predict_on_batch(x[40:41])]
+
+    found = run()
+    monkeypatch.setattr(training, "SPARSE", -1.0)
+    for have, expected in zip(found, run(), strict=True):
+        np.testing.assert_array_equal(have, expected)
+
+
+def test_batches_one_by_one(monkeypatch):
+    """Sparse and dense batches in turn: what was worked out for one is not wrong for the other."""
+    rng = np.random.default_rng(0)
+    dense, y = rng.standard_normal((32, 100)).astype("f4"), rng.integers(0, 5, 32)
+    batches = [sparse((32, 100), "float32", 0.1), dense, sparse((32, 100), "float32", 0.1, seed=1), dense]
+
+    def run():
+        model = build()
+        model.fit(((x, y) for x in batches), verbose=0)
+        for x in batches:
+            model.train_on_batch(x, y)
+        return [*model.get_weights(), *(model.predict(x) for x in batches)]
+
+    found = run()
+    monkeypatch.setattr(training, "SPARSE", -1.0)
+    for have, expected in zip(found, run(), strict=True):
+        np.testing.assert_array_equal(have, expected)
+
+
+# --- when -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("density", "used"), [(0.1, True), (0.35, True), (0.5, False), (1.0, False)])
+def test_density_decides(density, used):
+    x = sparse((400, 100), "float32", density)
+    assert ("spmm.spmm" in kernels(build(), x)) == used
+
+
+@pytest.mark.parametrize(
+    ("arguments", "inputs", "batch"),
+    [
+        ({"first": [Rescaling(2.0, 1.0)]}, 100, 32),  # 0 becomes 1
+        ({"first": [Dropout(0.5)]}, 100, 32),  # what the product reads is another array
+        ({"units": 5}, 100, 32),  # C is too narrow
+        ({}, 20, 32),  # few weights
+        ({}, 100, 4),  # few rows
+    ],
+)
+def test_where_it_does_not_pay(arguments, inputs, batch):
+    x = sparse((64, inputs), "float32", 0.1)
+    assert "spmm.spmm" not in kernels(build(inputs, **arguments), x, batch)
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("rows", [8, 33])
+def test_threads_wait_where_they_must(rows, mode):
+    model = build()
+    x, y = sparse((rows, 100), "float32", 0.1), np.zeros(rows, int)
+    samples = training.checked(model, x, y)
+    network = model.network
+    plan = Lowering(network.stages, samples.x_feed, rows, rows, network.backend.pad("float32"))
+    objective = training._objective(model, network)
+    if mode == "train":
+        program = plan.train(objective, None, False, model._compiled()[1].update())
+    else:
+        program = plan.predict() if mode == "predict" else plan.evaluate(objective, None, False)
+    divided(program)
+    assert "spmm.spmm" in [op.kernel for op in program.ops]
+    assert races(program.ops, "float32") == []
+
+
+def test_density():
+    x = np.zeros((1000, 10))
+    x[:, :3] = 1
+    assert data.density(x) == 0.3
+    assert data.density(x[:1]) == 0.3
+    assert data.density(np.zeros((3, 2), np.uint8)) == 0
+    assert data.density(np.full((5, 2), np.nan)) == 1
+    x[::2] = 0  # not only even rows are looked at
+    assert 0 < data.density(x[:17]) < 0.3
+
+
+def test_profile_counts_what_is_multiplied():
+    x = np.zeros((64, 100), "f4")
+    x[:, ::10] = 1
+    model = build(units=96)
+    rows = {(row.layer, row.operation): row for row in model.profile(x, np.zeros(64, int), batch_size=64).rows}
+    assert rows["dense", "forward"].flops == 2 * 64 * 100 * 96 // 10
+    assert rows["dense_1", "forward"].flops == 2 * 64 * 96 * blocking.pad(5, "float32")
