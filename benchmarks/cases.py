@@ -185,9 +185,23 @@ def initial_weights(sizes: tuple[int, ...]) -> list[np.ndarray]:
     return weights
 
 
-def training_inputs(sizes: tuple[int, ...], batch: int, rows: int, regression: bool = False) -> Inputs:
-    """Samples, class numbers or values, initial weights and the batch size."""
-    x, y = _samples(rows, sizes, regression)
+@cache
+def _images() -> tuple[np.ndarray, np.ndarray]:
+    """MNIST's training images as rows of float32 from 0 to 1, and their digits."""
+    from fastnn import datasets
+
+    (x, y), _ = datasets.mnist.load_data()
+    return x.reshape(len(x), -1) / np.float32(255), y.astype(np.int64)
+
+
+def training_inputs(
+    sizes: tuple[int, ...], batch: int, rows: int, regression: bool = False, mnist: bool = False
+) -> Inputs:
+    """Samples, class numbers or values, initial weights and the batch size.
+
+    Samples are noise, or the first of `mnist`.
+    """
+    x, y = (e[:rows] for e in _images()) if mnist else _samples(rows, sizes, regression)
     return {"x": x, "y": y, "weights": initial_weights(sizes), "batch": batch}
 
 

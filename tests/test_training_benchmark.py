@@ -97,6 +97,19 @@ def test_networks():
         assert 0 < record["low"] <= record["median"] == sorted(record["samples"])[1] < 0.01
 
 
+def test_networks_on_mnist(monkeypatch):
+    monkeypatch.setattr(datasets.mnist, "load_data", digits)
+    cases._images.cache_clear()
+    case = table.CASES[5]._replace(steps=300)  # 15 steps in a quick run
+    inputs = case.inputs("fastnn", quick=True)
+    (images, labels), _ = digits()
+    np.testing.assert_array_equal(inputs["x"], images[: 15 * 128].reshape(-1, 784) / np.float32(255))
+    assert inputs["x"].dtype == np.float32
+    np.testing.assert_array_equal(inputs["y"], labels[: 15 * 128])
+    assert {e["library"] for e in networks.run(QUICK, [case])} == {"fastnn", "numpy"}
+    cases._images.cache_clear()
+
+
 def test_a_library_that_cannot_run_is_named(monkeypatch, capsys):
     monkeypatch.setattr(NETWORKS["numpy"], "problem", classmethod(lambda cls: "no compiler"))
     problem, timed = networks.run(QUICK, [SMALL])
@@ -117,13 +130,19 @@ def test_the_table():
         ("20-64-64-1 BCE, batch 32", 3),
         ("20-64-64-1 BCE, batch 256", 2.5),
         ("100-256-128-1 MSE, batch 64", 2.5),
-        ("784-256-10 softmax, batch 32", 3),
-        ("784-256-10 softmax, batch 128", 2.5),
-        ("784-512-256-10 softmax, batch 512", 1.8),
-        ("784-2048-2048-10 softmax, batch 1024", 1.3),
+        ("784-256-10 softmax, batch 32, MNIST", 3),
+        ("784-256-10 softmax, batch 128, MNIST", 2.5),
+        ("784-512-256-10 softmax, batch 512, MNIST", 1.8),
+        ("784-2048-2048-10 softmax, batch 1024, MNIST", 1.3),
     ]
     assert [case.parameters for case in table.CASES[:1]] == [22]
-    wide = table.CASES[4]
+    assert [(case.name, case.bar) for case in table.DENSE] == [
+        ("784-256-10 softmax, batch 32, noise", None),
+        ("784-256-10 softmax, batch 128, noise", None),
+        ("784-512-256-10 softmax, batch 512, noise", None),
+        ("784-2048-2048-10 softmax, batch 1024, noise", None),
+    ]
+    wide = table.DENSE[0]
     assert len(wide.inputs("fastnn")["x"]) == 938 * 32
     assert len(wide.inputs("sklearn")["x"]) == 234 * 32
     assert "python" in SMALL.contestants()
@@ -202,6 +221,7 @@ def test_other_bits_are_found(monkeypatch):
 
 
 def test_simultaneous(monkeypatch):
+    monkeypatch.setattr(datasets.mnist, "load_data", digits)
     monkeypatch.setattr(simultaneous, "CASE", table.CASES[2])
     *timed, bits = simultaneous.run(QUICK)
     assert [e["what"] for e in timed] == ["one fit", "two fits at once", "a team of 4 threads"]
@@ -286,11 +306,17 @@ def test_without_mnist(monkeypatch, capsys):
         raise datasets.DatasetError("no MNIST\nlooked here")
 
     monkeypatch.setattr(datasets.mnist, "load_data", fail)
-    assert list(mnist98.run(QUICK)) == list(memory.run(QUICK)) == [{"problem": "no MNIST"}]
+    for run in (mnist98.run, memory.run, simultaneous.run):
+        assert list(run(QUICK)) == [{"problem": "no MNIST"}]
+    left, timed = networks.run(QUICK._replace(libraries=["fastnn"]), [table.CASES[4], SMALL])
+    assert left == {"network": "784-256-10 softmax, batch 32, MNIST", "problem": "no MNIST"}
+    assert timed["network"] == SMALL.name
     assert "no MNIST" in capsys.readouterr().err
     about = {"cpu": "test", "threads": 1, "load": 0.0, "date": "today"}
     document = {"parts": {"mnist98": {"machine": about, "results": [{"problem": "no MNIST"}]}}}
     assert report.text(document).endswith("left out: no MNIST")
+    document = {"parts": {"networks": {"machine": about, "results": [left, timed]}}}
+    assert report.text(document).endswith("784-256-10 softmax, batch 32, MNIST was left out: no MNIST")
 
 
 # --- bars -------------------------------------------------------------------------------------------------------------
@@ -308,6 +334,10 @@ def results(slow=(), without=()):
         found += [
             {"network": case.name, "library": e, "steps": 1} | part.figures([s, s, s]) for e, s in seconds.items()
         ]
+    for case in table.DENSE:  # which no bar or mean counts
+        found += [
+            {"network": case.name, "library": e, "steps": 1} | part.figures([1e-3]) for e in ("fastnn", "jax", "numpy")
+        ]
     return found
 
 
@@ -321,11 +351,11 @@ def test_bars_are_met():
 
 
 def test_bars_are_missed():
-    slow = "784-256-10 softmax, batch 32"
+    slow = "784-256-10 softmax, batch 32, MNIST"
     lines = {line.title: line for line in report.judge(results([slow]))}
     assert lines[slow].verdict == "MISSED"
     assert lines[slow].found == "2.73"
-    assert lines["784-256-10 softmax, batch 128"].verdict == "met"
+    assert lines["784-256-10 softmax, batch 128, MNIST"].verdict == "met"
     assert lines["geometric mean, against scikit-learn"].verdict == "met"
     assert lines["geometric mean, against PyTorch, eager"].found == "6.00"
     assert lines["geometric mean, against PyTorch, eager"].verdict == "MISSED"
@@ -452,7 +482,7 @@ def test_the_table_of_the_readme(tmp_path):
     (first,) = (line for line in lines if "5-3-1 BCE, batch 10" in line)
     assert "**100 µs**" in first
     assert "1.20 ms (12×)" in first
-    assert len([line for line in lines if line.startswith("| ")]) == len(table.CASES) + 3
+    assert len([line for line in lines if line.startswith("| ")]) == len(table.CASES) + 3 + len(table.DENSE)
     (mean,) = (line for line in lines if "geometric mean" in line)
     assert "(" not in mean
     assert mean.count("12×") == 2

@@ -7,15 +7,20 @@ from collections.abc import Iterator
 
 from benchmarks import checks, compare
 from benchmarks.networks import NETWORKS
+from benchmarks.training.mnist98 import missing
 from benchmarks.training.part import Record, Settings, figures
-from benchmarks.training.table import CASES, LIBRARIES, Case, problems
+from benchmarks.training.table import CASES, DENSE, LIBRARIES, MNIST, Case, problems
 
 LIMIT = 40.0  # seconds for the rounds of one network
 
 
 def run(settings: Settings, cases: list[Case] | None = None) -> Iterator[Record]:
     """Check and time every library on every network; one record for each."""
-    cases = CASES if cases is None else cases
+    cases = [*CASES, *DENSE] if cases is None else cases
+    without = missing() if any(case.data == MNIST for case in cases) else None
+    if without is not None:
+        yield from ({"network": case.name, "problem": without} for case in cases if case.data == MNIST)
+        cases = [case for case in cases if case.data != MNIST]
     wanted = [e for e in LIBRARIES if any(e in case.contestants(settings.libraries) for case in cases)]
     broken = problems(wanted)
     for library, problem in broken.items():

@@ -18,7 +18,7 @@ from benchmarks.report import duration, markdown, note, put, times
 from benchmarks.training import chart
 from benchmarks.training.part import Record
 from benchmarks.training.predict import FLOORS
-from benchmarks.training.table import CASES, LIBRARIES, MEAN_BARS
+from benchmarks.training.table import CASES, DENSE, LIBRARIES, MEAN_BARS, Case
 
 TITLES = REPORT_TITLES | {"torch": "PyTorch, eager", "torch_compiled": "torch.compile"}
 MARKERS = ("<!-- training:start -->", "<!-- training:end -->")
@@ -53,9 +53,10 @@ def medians(results: list[Record]) -> dict[str, dict[str, float]]:
 
 
 def ratios(results: list[Record], library: str) -> dict[str, float]:
-    """Times as long as fastnn that a library takes, by network."""
+    """Times as long as fastnn that a library takes, by network with a bar."""
     seconds = medians(results)
-    return {e: t[library] / t["fastnn"] for e, t in seconds.items() if library in t and "fastnn" in t}
+    wanted = {case.name: seconds[case.name] for case in CASES if case.name in seconds}
+    return {e: t[library] / t["fastnn"] for e, t in wanted.items() if library in t and "fastnn" in t}
 
 
 def judge(results: list[Record]) -> list[Line]:
@@ -64,6 +65,7 @@ def judge(results: list[Record]) -> list[Line]:
     lines = []
     for case in CASES:
         own = seconds.get(case.name, {})
+        assert case.bar is not None
         wanted = f"{case.bar:g}"
         rivals = {e: value for e, value in own.items() if e != "fastnn"}
         if "fastnn" not in own or not rivals:
@@ -111,7 +113,7 @@ def _asked(results: list[Record]) -> str:
     for case in CASES:
         own = seconds.get(case.name, {})
         rivals = [value for e, value in own.items() if e != "fastnn"]
-        if case.name in floors and rivals:
+        if case.name in floors and rivals and case.bar is not None:
             best, floor = min(rivals), floors[case.name]
             cells = [duration(e) for e in (best, best / case.bar, floor, own["fastnn"])]
             rows.append([case.name, *cells, f"{floor / own['fastnn']:.2f}"])
@@ -122,16 +124,20 @@ def _networks(results: list[Record]) -> str:
     found = {(e["network"], e["library"]): e for e in results if "median" in e}
     libraries = [e for e in LIBRARIES if any(e == library for _, library in found)]
     rows = [["", *(TITLES.get(e, e) for e in libraries)]]
-    for case in CASES:
+    for case in [*CASES, *DENSE]:
         cells = [found.get((case.name, e)) for e in libraries]
         if any(cells):
             rows.append([case.name, *(_cell(e) if e else "" for e in cells)])
-    notes = [f"{TITLES[e['library']]} was left out: {e['problem']}" for e in results if "problem" in e]
+    notes = [f"{_contestant(e)} was left out: {e['problem']}" for e in results if "problem" in e]
     bars = columns([HEADER, *map(list, judge(results))])
     tables = [bars, f"A step, median (lower quartile):\n{columns(rows)}"]
     if asked := _asked(results):
         tables.append(f"What the bars ask for, beside the peak and the bandwidth of the same minute:\n{asked}")
     return "\n\n".join([*tables, *notes])
+
+
+def _contestant(record: Record) -> str:
+    return TITLES[record["library"]] if "library" in record else record["network"]
 
 
 def _threads(count: int) -> str:
@@ -214,7 +220,7 @@ def text(document: dict[str, Any]) -> str:
         if name in document["parts"]:
             part = document["parts"][name]
             machine, results = part["machine"], part["results"]
-            problems = [e["problem"] for e in results if "problem" in e and "library" not in e]
+            problems = [e["problem"] for e in results if e.keys() == {"problem"}]
             body = "\n".join(f"left out: {e}" for e in problems) or write(results)
             about = f"{machine['cpu']}, {_threads(machine['threads'])}, load {machine['load']}, {machine['date']}"
             sections.append(f"=== {title} ({about})\n\n{body}")
@@ -226,17 +232,25 @@ def section(part: dict[str, Any], chart: str | None = None) -> str:
     found = medians(part["results"])
     libraries = [e for e in LIBRARIES if any(e in own for own in found.values())]
     rows = [["training step", *(TITLES.get(e, e) for e in libraries)]]
-    for name, own in found.items():
-        cells = [f"**{duration(own['fastnn'])}**"]
-        for e in libraries[1:]:
-            cells.append(f"{duration(own[e])} ({times(own[e] / own['fastnn'])})" if e in own else "")
-        rows.append([name, *cells])
-    means = []
+
+    def put_rows(cases: list[Case]) -> int:
+        """Rows of those that were measured; returns their number."""
+        names = [case.name for case in cases if case.name in found]
+        for name in names:
+            own = found[name]
+            cells = [f"**{duration(own['fastnn'])}**"]
+            for e in libraries[1:]:
+                cells.append(f"{duration(own[e])} ({times(own[e] / own['fastnn'])})" if e in own else "")
+            rows.append([name, *cells])
+        return len(names)
+
+    measured, means = put_rows(CASES), []
     for e in libraries[1:]:
         values = ratios(part["results"], e).values()
-        complete = len(values) == len(found)
+        complete = len(values) == measured > 0
         means.append(f"{times(math.exp(math.fsum(map(math.log, values)) / len(values)))}" if complete else "")
     rows.append(["geometric mean", "", *means])
+    put_rows(DENSE)
     picture = [f"![Time of a training step of each library]({chart})"] if chart else []
     return "\n\n".join([*picture, markdown(rows), note(part["machine"])])
 

@@ -14,6 +14,7 @@ LIBRARIES = ["fastnn", "numpy", "sklearn", "torch", "torch_compiled", "jax", "py
 MODULES = {"torch_compiled": "torch"}  # where a contestant is not called as what it needs
 WIDE = 100_000  # parameters of networks of which scikit-learn does only a part of the steps
 PART = 4
+MNIST, NOISE = "MNIST", "noise"
 LOSSES = {"mse": "MSE", "bce": "BCE", "softmax": "softmax"}
 
 
@@ -25,9 +26,10 @@ class Case(NamedTuple):
     steps: (
         int  # of an epoch: data that no cache holds where the network is wide, else more than a hundredth of a second
     )
-    bar: float
+    bar: float | None = None
     regression: bool = False
     small: bool = False  # pure Python can do it
+    data: str = ""  # MNIST, or noise where that is the other choice
 
     @property
     def network(self) -> str:
@@ -37,8 +39,8 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people: "784-256-10 softmax, batch 32"."""
-        return f"{self.network}, batch {self.batch}"
+        """For people: "784-256-10 softmax, batch 32, MNIST"."""
+        return f"{self.network}, batch {self.batch}" + (f", {self.data}" if self.data else "")
 
     @property
     def parameters(self) -> int:
@@ -50,7 +52,7 @@ class Case(NamedTuple):
         steps = max(4, self.steps // 20) if quick else self.steps
         if library == "sklearn" and self.parameters > WIDE:
             steps = max(2, steps // PART)
-        return cases.training_inputs(self.sizes, self.batch, steps * self.batch, self.regression)
+        return cases.training_inputs(self.sizes, self.batch, steps * self.batch, self.regression, self.data == MNIST)
 
     def contestants(self, libraries: list[str] | None = None) -> list[str]:
         """The libraries that train it here, `libraries` at most."""
@@ -63,11 +65,13 @@ CASES = [
     Case((20, 64, 64, 1), 32, 600, 3.0, small=True),
     Case((20, 64, 64, 1), 256, 200, 2.5),
     Case((100, 256, 128, 1), 64, 400, 2.5, regression=True),
-    Case(MLP, 32, 938, 3.0),
-    Case(MLP, 128, 234, 2.5),
-    Case((784, 512, 256, 10), 512, 40, 1.8),
-    Case((784, 2048, 2048, 10), 1024, 4, 1.3),
+    Case(MLP, 32, 938, 3.0, data=MNIST),
+    Case(MLP, 128, 234, 2.5, data=MNIST),
+    Case((784, 512, 256, 10), 512, 40, 1.8, data=MNIST),
+    Case((784, 2048, 2048, 10), 1024, 4, 1.3, data=MNIST),
 ]
+# The same without zeros, of which fastnn makes use.
+DENSE = [case._replace(bar=None, data=NOISE) for case in CASES if case.data == MNIST]
 MEAN_BARS = {"sklearn": 10.0, "torch": 10.0}  # of the geometric mean over all networks
 
 
