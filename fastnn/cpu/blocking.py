@@ -178,8 +178,9 @@ def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int) -> dict
     """
     vectors = CPU.lanes(dtype)
     panels = -(-n // (WIDE * vectors))
-    together, block = min(panels, 4), 32  # panels that share words; rows of which sums stay in the first-level cache
-    parts = threads
+    together, parts = min(panels, 4), threads  # panels that share words
+    # Rows of which sums stay in the first-level cache, with what is updated by them: few if their product is short.
+    block = 8 if k <= WORD else 32
     if a_col == 1:
         block = 256  # with 13 words in a row it is better to keep B in that cache
         if panels % threads == 0:

@@ -30,7 +30,9 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         touched = int(op.shared and finish == EPILOGUE)
         return {"by_rows": by_rows, "touched": touched, "finish": finish, **blocking.whole(m, n, k, dtype, threads)}
     if op.kernel == SPARSE:
-        return blocking.sparse(m, n, k, dtype, _int(op, "a_col"), threads)
+        # What threads exchange takes long enough to be fetched before it is updated.
+        touched = int(threads > 1 and op.epilogue is not None and op.epilogue.record is UPDATE)
+        return {"touched": touched, **blocking.sparse(m, n, k, dtype, _int(op, "a_col"), threads)}
     strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}

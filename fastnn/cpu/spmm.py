@@ -13,7 +13,7 @@ there, and here it is not looked at.
 from numba.types import int64 as INT64
 
 from fastnn.cpu.blocking import WIDE, WORD
-from fastnn.cpu.gemm import sum_rows
+from fastnn.cpu.gemm import prefetch_row, sum_rows
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.share import claim, share
 from fastnn.cpu.simd import (
@@ -26,6 +26,7 @@ from fastnn.cpu.simd import (
     nonzero_lanes,
     offset,
     rank1,
+    reference,
     set_bits,
     store_tile,
     store_words,
@@ -33,8 +34,9 @@ from fastnn.cpu.simd import (
     zero_words,
     zeros_tile,
 )
-from fastnn.records import GEMM
+from fastnn.records import GEMM, UPDATE
 
+as_update = reference(UPDATE)
 HERE = (0,)  # of a tile of one row
 
 
@@ -66,9 +68,15 @@ def make_rows(vectors):
     """`WORD` steps of k for some rows, `vectors` vectors wide; `tiles` holds the sums before and after."""
 
     @device
-    def rows(a, a_row, a_col, b, b_row, words, count, tiles, first):
+    def rows(a, a_row, a_col, b, b_row, words, count, tiles, first, fetched, updated, at):
+        # fetched: whether the epilogue, `updated`, updates what lies `at`, which is to be fetched meanwhile
         width = vectors * lanes(a)
         for r in range(count):
+            if fetched:
+                here = at + r * updated.p_row
+                prefetch_row(updated.p, here, vectors)
+                prefetch_row(updated.s0, here, vectors)
+                prefetch_row(updated.s1, here, vectors)
             word = words[r]
             if first or word != 0:
                 row, tile = offset(a, r * a_row), offset(tiles, r * width)
@@ -90,19 +98,21 @@ def panel(op, run, step, a, words, stride, top, rows, j, vectors, tiles):
     """`rows` rows of C from `top` on, `vectors` vectors wide from column j on.  `stride`: words of each `WORD` of k."""
     width = vectors * lanes(a)
     b, a_row, a_col, b_row, k = offset(op.b, j), op.a_row, op.a_col, op.b_row, op.k
+    updated = as_update(op.epilogue, op)
     for r in range(0, rows, op.block):
         count = min(op.block, rows - r)
         for p in range(0, max(k, 1), WORD):
-            at, to = offset(a, r * a_row + p * a_col), offset(b, p * b_row)
-            marks = offset(words, p // WORD * stride + r)
+            to, marks = offset(b, p * b_row), offset(words, p // WORD * stride + r)
+            here, first = offset(a, r * a_row + p * a_col), p == 0
+            fetched, at = op.touched and p + WORD >= k, (top + r) * updated.p_row + j
             if vectors == WIDE:
-                eight(at, a_row, a_col, to, b_row, marks, count, tiles, p == 0)
+                eight(here, a_row, a_col, to, b_row, marks, count, tiles, first, fetched, updated, at)
             elif vectors == 4:
-                four(at, a_row, a_col, to, b_row, marks, count, tiles, p == 0)
+                four(here, a_row, a_col, to, b_row, marks, count, tiles, first, fetched, updated, at)
             elif vectors == 2:
-                two(at, a_row, a_col, to, b_row, marks, count, tiles, p == 0)
+                two(here, a_row, a_col, to, b_row, marks, count, tiles, first, fetched, updated, at)
             else:
-                one(at, a_row, a_col, to, b_row, marks, count, tiles, p == 0)
+                one(here, a_row, a_col, to, b_row, marks, count, tiles, first, fetched, updated, at)
         call_epilogue(op.epilogue, run, step, tiles, width, top + r, j, count, width)
 
 
