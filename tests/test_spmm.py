@@ -161,6 +161,16 @@ def test_bits_are_those_of_products_with_zeros(inputs, units, batch, optimizer, 
             np.testing.assert_array_equal(have, expected)
 
 
+def test_bits_are_those_of_any_number_of_threads():
+    """Where the gradients of dense inputs are summed in parts of the batch, these are not."""
+    x = sparse((400, 70), "float32", 0.2)
+    y = np.random.default_rng(1).integers(0, 5, len(x))
+    expected = trained(x, y, 1, 200, units=64)
+    for threads in (2, 3, 8):
+        for have, want in zip(trained(x, y, threads, 200, units=64), expected, strict=True):
+            np.testing.assert_array_equal(have, want)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_images_of_bytes(threads, monkeypatch):
     """Rescaled on the way; a batch of nothing but 0, a strided array, and one row."""

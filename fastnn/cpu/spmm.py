@@ -7,7 +7,7 @@ this takes as many loads as multiply-adds and reaches half of their peak: it pay
 (`fastnn.data.is_sparse`).
 
 The sums have the order of `fastnn.cpu.gemm`'s, and so its bits, but where B is infinite or NaN: 0 times that is NaN
-there, and here it is not looked at.
+there, and here it is not looked at.  (Gradients that would else be summed in parts, `fastnn.cpu.parts`, are one sum.)
 """
 
 from numba.types import int64 as INT64
@@ -98,7 +98,7 @@ def panel(op, run, step, a, words, stride, top, rows, j, vectors, tiles):
     """`rows` rows of C from `top` on, `vectors` vectors wide from column j on.  `stride`: words of each `WORD` of k."""
     width = vectors * lanes(a)
     b, a_row, a_col, b_row, k = offset(op.b, j), op.a_row, op.a_col, op.b_row, op.k
-    updated = as_update(op.epilogue, op)
+    updated = as_update(op.epilogue, op)  # if it is one; else nothing is fetched
     for r in range(0, rows, op.block):
         count = min(op.block, rows - r)
         for p in range(0, max(k, 1), WORD):
