@@ -58,8 +58,9 @@ def mark_columns(a, a_col, rows, k, words):
     w = lanes(a)
     for p in range(0, k, WORD):
         for r in range(0, rows, w):
-            found = zero_words(a)
-            for q in range(min(WORD, k - p)):
+            # The first one by itself: LLVM would call memset for words without any.
+            found = set_bits(zero_words(a), 0, load(a, p * a_col + r))
+            for q in range(1, min(WORD, k - p)):
                 found = set_bits(found, q, load(a, (p + q) * a_col + r))
             store_words(words, p // WORD * rows + r, found)
 
