@@ -57,7 +57,7 @@ class Op:
 
 @dataclass
 class Program:
-    """The operations of a step, the size of its arena in elements, and about how many operations on floats it needs."""
+    """The operations of a step, the size of its arena in elements, and the multiply-adds of its products, times two."""
 
     ops: list[Op]
     arena: int

@@ -81,20 +81,22 @@ GEMM = Record(
     pack="int",  # 1: copy panels of B into scratch before use
     copy="int",  # 1: copy blocks of A into scratch before use
     kc="int",  # depth of one block of k
-    panels="int",  # panels (of NR columns) of C that one task computes
+    panels="int",  # panels (of NR columns; fastnn.cpu.spmm: of WIDE vectors) of C that one task computes
     rows="int",  # rows of C that one task computes
     by_rows="int",  # 1: each thread has the same rows of C as in kernels over rows, else some of all tasks
     part="int",  # which part of the batch this is the sum over, from 1, or 0: see fastnn.cpu.parts
     finish="int",  # EPILOGUE, LINEAR, RELU or RELU_SLOPE
     touched="int",  # 1: get the lines that the epilogue writes from other cores while a tile is computed; c_col is 1
     also="T*",  # what a later kernel writes to the same rows, laid out as C: its lines, too, or 0
-    block="int",  # rows of A that are used together
+    block="int",  # rows of A that are used together (fastnn.cpu.spmm: rows of C between two calls of the epilogue)
     kept="int",  # depth of packed B for which there is room: k, kc, or 0 for one panel at a time
     partial="int",  # rows of C for which there is room between two blocks of k
     sums="int",  # address of an epilogue for the sums of D's rows, where C = A' D (bias gradients), or 0
     joined="int",  # 1: these sums are one more row of C to the epilogue of C
     claims="i64*",  # per thread, a cache line apart: tasks of its share that were claimed; 0: nobody takes another's
-    scratch="T*",  # per thread: panels of B (kept * columns), partial tiles (partial * columns), a block of A
+    # Per thread: panels of B (kept * columns), partial tiles (partial * columns), a block of A; or what
+    # fastnn.cpu.blocking.sparse_scratch says.
+    scratch="T*",
     scratch_stride="int",
 )
 

@@ -129,7 +129,9 @@ def _objective(model: Sequential, network: Network) -> Objective:
 def _may_be_sparse(network: Network) -> bool:
     """Whether zeros among the inputs stay 0 on their way to a first layer that is worth it."""
     first = network.stages[0] if network.stages else None
-    return isinstance(first, Affine) and network.offset == 0 and first.inputs * first.units >= COUNTED
+    if not isinstance(first, Affine) or network.offset != 0:
+        return False
+    return first.units > 1 and first.inputs * first.units >= COUNTED
 
 
 class Samples:
@@ -147,7 +149,7 @@ class Samples:
         self.n = len(x)
         self.x, self.x_feed = data.matrix(x, network.dtype, network.scale, network.offset)
         self.density = data.density(self.x) if _may_be_sparse(network) else 1.0
-        if self.density <= SPARSE:
+        if 0 < self.density <= SPARSE:  # nothing but 0 tells nothing: samples to warm up with, say
             self.x_feed = replace(self.x_feed, sparse=True)
         self.y: np.ndarray | None = None
         self.y_feed: Feed | None = None

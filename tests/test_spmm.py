@@ -39,7 +39,7 @@ def padded(x, dtype):
 # --- the kernel -----------------------------------------------------------------------------------------------------
 
 
-def product(a, b, dtype, threads, end, *, transposed, held=None):
+def product(a, b, dtype, threads, end, *, transposed):
     """``a @ b`` or ``a.T @ b`` by the kernel, with operands against unreadable pages."""
     w = lanes(dtype)
     rows = padded(a, dtype)
@@ -54,9 +54,11 @@ def product(a, b, dtype, threads, end, *, transposed, held=None):
     epilogue = record(FORWARD, kernel=loader.address("activations.linear_forward", dtype), **where)
     fields = {**cut, "m": m, "n": n, "k": k, "a": given[0].array, "a_row": strides[0], "a_col": strides[1]}
     fields |= {"b": given[1].array, "b_row": n, "b_col": 1, "epilogue": address(epilogue)}
-    fields |= {"scratch": given[2].array, "scratch_stride": stride}
+    claims = np.zeros(threads * blocking.LINE, np.int64)  # with some threads, which claim tasks then
+    fields |= {"scratch": given[2].array, "scratch_stride": stride, "claims": claims if threads > 1 else 0}
     call("spmm.spmm", dtype, GEMM, fields, threads=threads)
     assert n % w == 0
+    assert claims.any() == (threads > 1)
     np.testing.assert_array_equal(given[0].array, rows)
     np.testing.assert_array_equal(given[1].array, b)
     return c.array
@@ -95,22 +97,24 @@ def test_nothing_but_zero_is_left_out(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_biases_get_the_sums_of_rows(threads, dtype):
-    """A weight gradient X' D, and 1' D to a bias, by gradient descent."""
+def test_biases_get_the_sums_of_rows(threads, end, dtype):
+    """A weight gradient X' D, and 1' D to a bias, by gradient descent; what is updated is fetched or not."""
     w = lanes(dtype)
     for inputs, units, rows in itertools.product((64, 130), (w, 5 * w, 23 * w), (1, 5, 70)):
         x, d = sparse((rows, inputs), dtype, 0.2), random((rows, units), dtype, 2)
         weights, bias = random((inputs, units), dtype, 3), random(units, dtype, 4)
-        new_weights, new_bias = weights.copy(), bias.copy()
+        new_weights, new_bias = Guarded(weights, end).array, Guarded(bias, end).array
         epilogue = loader.address("optimizers.sgd", dtype)
         updates = [record(UPDATE, kernel=epilogue, p=p, p_row=units) for p in (new_weights, new_bias)]
-        held = padded(x, dtype)
+        held = Guarded(padded(x, dtype), end).array
         cut = blocking.sparse(inputs, units, rows, dtype, held.shape[1], threads)
         stride = blocking.sparse_scratch(rows, dtype, cut)
         scratch = np.zeros(threads * stride, dtype)
         fields = {**cut, "m": inputs, "n": units, "k": rows, "a": held, "a_row": 1, "a_col": held.shape[1]}
         fields |= {"b": d, "b_row": units, "b_col": 1, "scratch": scratch, "scratch_stride": stride}
+        fields |= {"touched": threads > 1}
         fields |= {"epilogue": address(updates[0]), "sums": address(updates[1])}
         call("spmm.spmm", dtype, GEMM, fields, threads=threads, rate=np.array([RATE]))
         wide = d.astype(float)
@@ -144,30 +148,31 @@ def trained(x, y, threads, batch, **arguments):
     return [*model.get_weights(), model.predict(x), np.array([history.history["loss"], scores], dtype=object)]
 
 
+SHAPES = [  # inputs, units, batch; the gradients of dense inputs are summed in parts in the last one
+    (64, 80, 16),
+    (300, 128, 64),
+    (784, 256, 128),
+    (77, 200, 100),
+    (70, 64, 240),
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
-@pytest.mark.parametrize(("inputs", "units", "batch"), [(64, 80, 16), (300, 128, 64), (784, 256, 128), (77, 200, 100)])
-def test_bits_are_those_of_products_with_zeros(inputs, units, batch, optimizer, dtype, monkeypatch):
+@pytest.mark.parametrize(("inputs", "units", "batch"), SHAPES)
+@pytest.mark.parametrize("rest", [3, 9])
+def test_bits_are_those_of_products_with_zeros(rest, inputs, units, batch, optimizer, dtype, monkeypatch):
     """And those of any number of threads; the last batch is shorter."""
-    x = sparse((2 * batch + 9, inputs), dtype, 0.2)
+    x = sparse((2 * batch + rest, inputs), dtype, 0.2)
     y = np.random.default_rng(1).integers(0, 5, len(x))
     shape = {"units": units, "optimizer": optimizer, "dtype": dtype}
-    assert "spmm.spmm" in kernels(build(inputs, **shape), x, batch)
+    assert kernels(build(inputs, **shape), x, batch).count("spmm.spmm") == (1 if batch == 240 else 2)
     found = [trained(x, y, threads, batch, **shape) for threads in (1, 2, 3, 8)]
     monkeypatch.setattr(training, "SPARSE", -1.0)
     assert "spmm.spmm" not in kernels(build(inputs, **shape), x, batch)
+    expected = trained(x, y, 1, batch, **shape)
     for each in found:
-        for have, expected in zip(each, trained(x, y, 1, batch, **shape), strict=True):
-            np.testing.assert_array_equal(have, expected)
-
-
-def test_bits_are_those_of_any_number_of_threads():
-    """Where the gradients of dense inputs are summed in parts of the batch, these are not."""
-    x = sparse((400, 70), "float32", 0.2)
-    y = np.random.default_rng(1).integers(0, 5, len(x))
-    expected = trained(x, y, 1, 200, units=64)
-    for threads in (2, 3, 8):
-        for have, want in zip(trained(x, y, threads, 200, units=64), expected, strict=True):
+        for have, want in zip(each, expected, strict=True):
             np.testing.assert_array_equal(have, want)
 
 
@@ -178,6 +183,7 @@ def test_images_of_bytes(threads, monkeypatch):
     x = (rng.integers(0, 256, (96, 150)) * (rng.random((96, 150)) < 0.1)).astype(np.uint8)[:, ::2]
     x[32:64] = 0
     y = rng.integers(0, 5, 96)
+    assert "spmm.spmm" in kernels(build(75, units=96, first=[Rescaling(1 / 255)]), x)
 
     def run():
         model = build(75, units=96, threads=threads, first=[Rescaling(1 / 255)])
@@ -195,6 +201,7 @@ def test_batches_one_by_one(monkeypatch):
     rng = np.random.default_rng(0)
     dense, y = rng.standard_normal((32, 100)).astype("f4"), rng.integers(0, 5, 32)
     batches = [sparse((32, 100), "float32", 0.1), dense, sparse((32, 100), "float32", 0.1, seed=1), dense]
+    assert ["spmm.spmm" in kernels(build(), x) for x in batches] == [True, False, True, False]
 
     def run():
         model = build()
@@ -207,6 +214,33 @@ def test_batches_one_by_one(monkeypatch):
     monkeypatch.setattr(training, "SPARSE", -1.0)
     for have, expected in zip(found, run(), strict=True):
         np.testing.assert_array_equal(have, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_arrays_in_any_order(threads, monkeypatch):
+    """Fortran's, reversed, and one row for all."""
+    x = sparse((48, 100), "float32", 0.2)
+    orders = [np.asfortranarray(x), x[::-1, ::-1], np.broadcast_to(x[5], x.shape)]
+    y = np.random.default_rng(1).integers(0, 5, 48)
+    for each in orders:
+        assert "spmm.spmm" in kernels(build(), each)
+    found = [trained(each, y, threads, 16) for each in orders]
+    monkeypatch.setattr(training, "SPARSE", -1.0)
+    for each, have in zip(orders, found, strict=True):
+        for a, b in zip(have, trained(each, y, threads, 16), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_weight_that_is_infinite_shows_where_its_input_is_not_zero():
+    x = sparse((32, 100), "float32", 0.1)
+    x[:, 7] = 0
+    x[3, 7] = 1
+    model = build()
+    model.predict(x)
+    weights = model.get_weights()
+    weights[0][7] = np.inf
+    model.set_weights(weights)
+    assert np.isnan(model.predict(x)).any(axis=1).nonzero()[0].tolist() == [3]
 
 
 # --- when -----------------------------------------------------------------------------------------------------------
@@ -258,8 +292,40 @@ def test_density():
     assert data.density(x[:1]) == 0.3
     assert data.density(np.zeros((3, 2), np.uint8)) == 0
     assert data.density(np.full((5, 2), np.nan)) == 1
-    x[::2] = 0  # not only even rows are looked at
-    assert 0 < data.density(x[:17]) < 0.3
+    x[::2] = 0
+    for n in (17, 64, 1000):  # not only rows of one kind are looked at
+        assert 0.1 < data.density(x[:n]) < 0.2
+    seen = []
+
+    class Counted(np.ndarray):
+        def __getitem__(self, at):
+            found = super().__getitem__(at)
+            seen.append(found.size)
+            return found
+
+    data.density(np.ones((500, 30)).view(Counted))
+    data.density(np.ones((31, 10)).view(Counted))
+    data.density(np.ones((40, 100_000)).view(Counted))
+    assert seen == [16 * 30, 11 * 10, 100_000]
+
+
+def test_samples_of_nothing_but_zeros_tell_nothing():
+    """Such as a model is warmed up with: predict remembers how it did them."""
+    assert "spmm.spmm" not in kernels(build(), np.zeros((64, 100), "f4"))
+
+
+@pytest.mark.parametrize(("units", "rows", "used"), [(256, 16, True), (256, 1, False), (30, 120, False)])
+def test_flops_are_those_of_what_is_computed(units, rows, used):
+    """They say how many threads are worth it; a product counts for less only if it leaves zeros out."""
+    x = sparse((64, 784), "float32", 0.2)
+    model = build(784, units=units, threads=2)
+    samples = training.checked(model, x, np.zeros(64, int))
+    recipe = training.recipe(model, "predict", samples.x_feed)
+    program = recipe.lower(model.network, rows, rows)
+    first = 2 * rows * 784 * blocking.pad(units, "float32")
+    assert program.flops - division.flops(program, "float32") == pytest.approx(first * 2 / 3 if used else 0, rel=0.1)
+    division.divide(program, "float32", 2)
+    assert ("spmm.spmm" in [op.kernel for op in program.ops]) == used
 
 
 def test_profile_counts_what_is_multiplied():

@@ -176,19 +176,19 @@ def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int) -> dict
     part of B only.  Else (weight gradient) they are rows of C, so that a thread needs its columns of the batch, and
     what it updates lies in one piece: 784-256-10, batch 128, two threads: 128 us a step; 142 by columns.
     """
-    vectors = CPU.lanes(dtype)
-    panels = -(-n // (WIDE * vectors))
-    together, parts = min(panels, 4), threads  # panels that share words
-    # Rows of which sums stay in the first-level cache, with what is updated by them: few if their product is short.
-    block = 8 if k <= WORD else 32
+    lanes = CPU.lanes(dtype)
+    panels = -(-n // (WIDE * lanes))
+    # Panels of a task, four at most, share the words that tell what is not 0.
     if a_col == 1:
-        block = 256  # with 13 words in a row it is better to keep B in that cache
+        # With a dozen words in a row it is better to keep a block of B in the first-level cache than a row's sums.
+        parts, together, block = threads, min(panels, 4), 256
         if panels % threads == 0:
-            parts, together = 1, min(panels // threads, 4)
-    rows = -(-m // parts)
-    if a_col == 1:
-        rows = min(rows, block)
-    rows = -(-rows // vectors) * vectors or vectors
+            parts, together = 1, math.gcd(panels // threads, 4)
+        rows = min(-(-m // parts), block) or 1
+    else:
+        # Sums stay in the first-level cache, with what is updated by them: few if their product is short.
+        together, block = min(panels, 4), 8 if k <= WORD else 32
+        rows = -(-m // (threads * lanes)) * lanes or lanes
     return {"panels": together, "rows": rows, "block": min(block, rows)}
 
 

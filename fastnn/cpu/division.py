@@ -64,14 +64,11 @@ def divide(program: Program, dtype: str, threads: int) -> None:
             op.kernel = blocking.of_matrix(m, n, k, dtype, strides[2])
         else:
             op.kernel = blocking.of_row(m, *strides) or blocking.of_matrix(m, n, k, dtype, strides[2])
-        op.sparse = op.sparse and blocking.pays_sparse(m, n, k, dtype)
-        if op.sparse:
-            op.kernel = SPARSE
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             arrays = sum(isinstance(op.epilogue.fields[name], Ref) for name in ("p", "s0", "s1"))
-            op.epilogue.fields["below"] = int(not op.sparse and blocking.is_far(m * n * arrays, dtype, threads))
+            op.epilogue.fields["below"] = int(blocking.is_far(m * n * arrays, dtype, threads))
         op.fields["joined"] = int(op.kernel == "small.slim" and parts.joined(op))
-        if op.batch == "m" and not op.sparse:
+        if op.batch == "m":
             op.by_rows = blocking.by_rows(m, n, k, dtype, strides[2], threads)
         elif op.batch == "n":
             op.by_rows = op.kernel == "gemv.gemv_columns"
@@ -79,12 +76,37 @@ def divide(program: Program, dtype: str, threads: int) -> None:
     for op in program.ops:
         if "part" in op.fields:
             op.by_rows = threads == parts.PARTS  # each thread reads its rows of the batch
+        elif op.record is GEMM:
+            _leave_out_zeros(op, dtype)
     for op in program.ops:
         op.shared = threads > 1 and _shared(op, program.ops)
     for i, op in enumerate(program.ops):
         if op.kernel.endswith("_outer") and op.shared:  # it computes next to nothing while lines come
             _fetch_early(op, program.ops[:i])
     schedule(program.ops)
+
+
+def _leave_out_zeros(op: Op, dtype: str) -> None:
+    """Choose the kernel for products of mostly zeros, where that pays.
+
+    After gradients have been parted, which depends on the network and the batch only: so the bits do, too.
+    """
+    op.sparse = op.sparse and _pays_sparse(op, dtype)
+    if op.sparse:
+        op.kernel, op.by_rows = SPARSE, False
+        op.fields["joined"] = 0
+        if op.epilogue is not None and op.epilogue.record is UPDATE:
+            op.epilogue.fields["below"] = 0  # what is updated is fetched while the gradient is computed
+
+
+def _pays_sparse(op: Op, dtype: str) -> bool:
+    return blocking.pays_sparse(_int(op, "m"), _int(op, "n"), _int(op, "k"), dtype)
+
+
+def flops(program: Program, dtype: str) -> int:
+    """Operations of a step, of which products of mostly zeros count a third: about as long they take."""
+    sparse = (op for op in program.ops if op.sparse and _pays_sparse(op, dtype))
+    return program.flops - sum(2 * _int(op, "m") * _int(op, "n") * _int(op, "k") for op in sparse) * 2 // 3
 
 
 def _fetch_early(op: Op, before: list[Op]) -> None:

@@ -135,7 +135,8 @@ class Executable:
         like: "Executable | None" = None,
     ) -> None:
         self.rows = rows
-        self.threads = 1 if program.flops < ALONE else threads
+        flops = division.flops(program, dtype)
+        self.threads = 1 if flops < ALONE else threads
         for each in (program, short):
             if each:
                 division.divide(each, dtype, self.threads)
@@ -151,7 +152,7 @@ class Executable:
         bases = {name: address(array) for name, array in buffers.items()}
         bases |= {"arena": address(self.arena), "totals": address(self.totals)}
         wanted = [*_kernels(program, dtype), *(_kernels(short, dtype) if short else ()), ENGINE]
-        tried = self.threads > 1 and program.flops < TOGETHER
+        tried = self.threads > 1 and flops < TOGETHER
         cold.load([*wanted, *HELPERS] if tried else wanted)
         self._tables = [
             Table(p, dtype, bases, Ref("arena", arena), stride, self.threads) for p in (program, short) if p
@@ -172,7 +173,7 @@ class Executable:
         self._enter = team.MAIN(loader.address(*ENGINE))
         self._words = memoryview(self.run_record.view(np.int64))
         self._trial = trial.Trial() if tried else None
-        self._single_alone = program.flops < AWAKE
+        self._single_alone = flops < AWAKE
         # [0]: the step that comes next, also while a run is under way.  To read it takes no call, and so there is no
         # place in between where Python would let an interruption in.
         self.progress = memoryview(self._flags)

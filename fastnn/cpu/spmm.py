@@ -3,12 +3,11 @@
 Four of five pixels of MNIST's images are 0, and nearly all columns of a one-hot encoding.  Which elements of A are not
 is kept as bits, a word for each row and `WORD` steps of k, so that the next one is found in two instructions; each is
 a row of B that is added, times the element, to a row of C in registers.  A row of B serves one row of C at a time, so
-this takes as many loads as multiply-adds and reaches half of their peak: it pays where at most a third of A is not 0
-(`fastnn.data.is_sparse`).
+this takes as many loads as multiply-adds and reaches half of their peak: it pays where at most two fifths of A are not
+0 (`fastnn.training.SPARSE`).
 
 The sums have the order of `fastnn.cpu.gemm`'s, and so its bits, but where B is infinite or NaN: 0 times that is NaN
-there, and here it is not looked at.  (Gradients that would else be summed in parts, `fastnn.cpu.parts`, are one sum.)
-"""
+there, and here it is not looked at."""
 
 from numba.types import int64 as INT64
 
@@ -102,7 +101,7 @@ def panel(op, run, step, a, words, stride, top, rows, j, vectors, tiles):
     updated = as_update(op.epilogue, op)  # if it is one; else nothing is fetched
     for r in range(0, rows, op.block):
         count = min(op.block, rows - r)
-        for p in range(0, max(k, 1), WORD):
+        for p in range(0, k, WORD):
             to, marks = offset(b, p * b_row), offset(words, p // WORD * stride + r)
             here, first = offset(a, r * a_row + p * a_col), p == 0
             fetched, at = op.touched and p + WORD >= k, (top + r) * updated.p_row + j

@@ -8,7 +8,7 @@ from fastnn.cpu.simd.vectors import I1, I64, Vec, call_intrinsic, splat_scalar, 
 
 
 def _differs(builder, x):
-    """The mask of lanes that are not 0; NaN is none."""
+    """The mask of lanes that are not 0, as NaN is not."""
     return builder.fcmp_unordered("!=", x, ir.Constant(x.type, None))
 
 
