@@ -178,17 +178,18 @@ def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int) -> dict
     """
     lanes = CPU.lanes(dtype)
     panels = -(-n // (WIDE * lanes))
-    # Panels of a task, four at most, share the words that tell what is not 0.
+    # Panels of a task, four at most, share the words that tell what is not 0.  Many rows, whose sums the second-level
+    # cache keeps, use a block of B while it is in the first one.
+    together, block = min(panels, 4), 256
     if a_col == 1:
-        # With a dozen words in a row it is better to keep a block of B in the first-level cache than a row's sums.
-        parts, together, block = threads, min(panels, 4), 256
+        parts = threads
         if panels % threads == 0:
             parts, together = 1, math.gcd(panels // threads, 4)
         rows = min(-(-m // parts), block) or 1
     else:
-        # Sums stay in the first-level cache, with what is updated by them: few if their product is short.
-        together, block = min(panels, 4), 8 if k <= WORD else 32
         rows = -(-m // (threads * lanes)) * lanes or lanes
+        if k <= WORD:
+            block = 8  # there is one block of B: sums stay in the first-level cache, with what is updated by them
     return {"panels": together, "rows": rows, "block": min(block, rows)}
 
 
