@@ -254,7 +254,8 @@ class Sequential:
         ----------
         x : array of shape (n, ...), or a batch source
             Samples.  float32, float64 and uint8 are read in place, batch by batch; other numbers are converted once,
-            and batch by batch where the array is a file mapped to memory (`numpy.memmap`).
+            and batch by batch where the array is a file mapped to memory (`numpy.memmap`).  Where most are 0 (images
+            of digits, one-hot columns), a wide first layer takes a third of the time, with the same results.
 
             Or what yields batches ``(x, y)`` or ``(x, y, sample_weight)`` of any sizes: a generator, an object with
             ``__len__`` and ``__getitem__`` whose items are batches (Keras' `PyDataset`), or any other iterable, such
