@@ -19,7 +19,7 @@ ENGINE = ("engine.engine", "float32")
 HELPERS = [("engine.lead", "float32"), ("engine.attend", "float32")]
 # Floating-point operations of a step ...
 ALONE = 600_000  # ... below which one thread is faster than a team
-TOGETHER = 30_000_000  # ... from which a team is faster, wherever its threads are; in between `trial` finds out
+TOGETHER = 50_000_000  # ... from which a team is faster, wherever its threads are; in between `trial` finds out
 AWAKE = 3_000_000  # ... below which one thread does a step that comes alone, since others would have to be woken for it
 
 
