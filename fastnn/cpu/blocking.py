@@ -172,9 +172,10 @@ def whole(m: int, n: int, k: int, dtype: str, threads: int) -> dict[str, int]:
 def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int) -> dict[str, int]:
     """As `blocks`, for `fastnn.cpu.spmm`; panels are `WIDE` vectors wide.
 
-    Where A's rows are contiguous (forward), tasks are columns if these can be shared evenly: then each thread reads its
-    part of B only.  Else (weight gradient) they are rows of C, so that a thread needs its columns of the batch, and
-    what it updates lies in one piece: 784-256-10, batch 128, two threads: 128 us a step; 142 by columns.
+    Where A's rows are contiguous (forward), tasks are columns as far as these can be shared evenly, so that a thread
+    reads a part of B only, and rows of these.  Else (weight gradient) they are rows of C, so that a thread needs its
+    columns of the batch, and what it updates lies in one piece: 784-256-10, batch 128, two threads: 128 us a step; 142
+    by columns.
     """
     lanes = CPU.lanes(dtype)
     panels = -(-n // (WIDE * lanes))
@@ -182,10 +183,9 @@ def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int) -> dict
     # cache keeps, use a block of B while it is in the first one.
     together, block = min(panels, 4), 256
     if a_col == 1:
-        parts = threads
-        if panels % threads == 0:
-            parts, together = 1, math.gcd(panels // threads, 4)
-        rows = min(-(-m // parts), block) or 1
+        columns = math.gcd(panels, threads)
+        together = next(e for e in (4, 3, 2, 1) if panels // columns % e == 0)
+        rows = min(-(-m // (threads // columns)), block) or 1
     else:
         rows = -(-m // (threads * lanes)) * lanes or lanes
         if k <= WORD:

@@ -20,6 +20,7 @@ HELPERS = [("engine.lead", "float32"), ("engine.attend", "float32")]
 # Floating-point operations of a step ...
 ALONE = 600_000  # ... below which one thread is faster than a team
 TOGETHER = 50_000_000  # ... from which a team is faster, wherever its threads are; in between `trial` finds out
+CROWDED = 30_000_000  # ... likewise, if it has more threads than CPUs, which cannot be called for a slice of steps
 AWAKE = 3_000_000  # ... below which one thread does a step that comes alone, since others would have to be woken for it
 
 
@@ -152,7 +153,7 @@ class Executable:
         bases = {name: address(array) for name, array in buffers.items()}
         bases |= {"arena": address(self.arena), "totals": address(self.totals)}
         wanted = [*_kernels(program, dtype), *(_kernels(short, dtype) if short else ()), ENGINE]
-        tried = self.threads > 1 and flops < TOGETHER
+        tried = self.threads > 1 and flops < (TOGETHER if team.spins(self.threads) else min(TOGETHER, CROWDED))
         cold.load([*wanted, *HELPERS] if tried else wanted)
         self._tables = [
             Table(p, dtype, bases, Ref("arena", arena), stride, self.threads) for p in (program, short) if p
