@@ -24,8 +24,8 @@ BATCH = 32  # Keras' default
 CHUNK = 256  # samples computed at once where the batch size does not matter
 # Share of inputs that are not 0 up to which a first layer leaves out the others (`fastnn.cpu.spmm`).  784-256-10, batch
 # 128, two threads: 142 us a step with 0.2, 167 with 0.3, 191 with 0.4, and 257 if zeros are multiplied, too.
-SPARSE = 0.4
-COUNTED = 4096  # weights of a first layer from which it is worth 10 us to count zeros
+MAX_DENSITY = 0.4
+COUNTED_FROM = 4096  # weights of a first layer from which it is worth 10 us to count zeros
 KEEP = 8  # executables a model keeps for reuse
 
 
@@ -131,7 +131,7 @@ def _may_be_sparse(network: Network) -> bool:
     first = network.stages[0] if network.stages else None
     if not isinstance(first, Affine) or network.offset != 0:
         return False
-    return first.units > 1 and first.inputs * first.units >= COUNTED
+    return first.units > 1 and first.inputs * first.units >= COUNTED_FROM
 
 
 class Samples:
@@ -149,7 +149,7 @@ class Samples:
         self.n = len(x)
         self.x, self.x_feed = data.matrix(x, network.dtype, network.scale, network.offset)
         self.density = data.density(self.x) if _may_be_sparse(network) else 1.0
-        if 0 < self.density <= SPARSE:  # nothing but 0 tells nothing: samples to warm up with, say
+        if 0 < self.density <= MAX_DENSITY:  # nothing but 0 tells nothing: samples to warm up with, say
             self.x_feed = replace(self.x_feed, sparse=True)
         self.y: np.ndarray | None = None
         self.y_feed: Feed | None = None

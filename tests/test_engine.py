@@ -78,6 +78,22 @@ def test_a_crowd_does_not_spin(monkeypatch):
     assert team.spins(5) == 0
 
 
+def test_a_crowd_is_not_tried(monkeypatch):
+    """One thread is tried in place of a team up to a limit, which is lower for more threads than CPUs."""
+    units = 1 + executable.CROWDED // (2 * 20 * 128)
+    assert executable.CROWDED < 2 * 20 * 128 * units < executable.TOGETHER
+
+    def tried(cpus):
+        monkeypatch.setattr(team.placement, "allowed", lambda: list(range(cpus)))
+        model = fastnn.Sequential([Input((20,)), Dense(units)], n_threads=3)
+        model.compile(loss="mse")
+        x = np.ones((128, 20), "f4")
+        made = training.executable(model, "predict", 128, 128, training.checked(model, x, np.ones((128, units))).x_feed)
+        return made._trial is not None
+
+    assert [tried(cpus) for cpus in (2, 3)] == [False, True]
+
+
 @pytest.mark.usefixtures("small_steps_in_teams")
 def test_teams_are_reused():
     model = build(3)

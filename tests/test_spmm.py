@@ -168,7 +168,7 @@ def test_bits_are_those_of_products_with_zeros(rest, inputs, units, batch, optim
     shape = {"units": units, "optimizer": optimizer, "dtype": dtype}
     assert kernels(build(inputs, **shape), x, batch).count("spmm.spmm") == (1 if batch == 240 else 2)
     found = [trained(x, y, threads, batch, **shape) for threads in (1, 2, 3, 8)]
-    monkeypatch.setattr(training, "SPARSE", -1.0)
+    monkeypatch.setattr(training, "MAX_DENSITY", -1.0)
     assert "spmm.spmm" not in kernels(build(inputs, **shape), x, batch)
     expected = trained(x, y, 1, batch, **shape)
     for each in found:
@@ -191,7 +191,7 @@ def test_images_of_bytes(threads, monkeypatch):
         return [*model.get_weights(), model.predict(x), model.predict(x[:1]), model.predict_on_batch(x[40:41])]
 
     found = run()
-    monkeypatch.setattr(training, "SPARSE", -1.0)
+    monkeypatch.setattr(training, "MAX_DENSITY", -1.0)
     for have, expected in zip(found, run(), strict=True):
         np.testing.assert_array_equal(have, expected)
 
@@ -211,7 +211,7 @@ def test_batches_one_by_one(monkeypatch):
         return [*model.get_weights(), *(model.predict(x) for x in batches)]
 
     found = run()
-    monkeypatch.setattr(training, "SPARSE", -1.0)
+    monkeypatch.setattr(training, "MAX_DENSITY", -1.0)
     for have, expected in zip(found, run(), strict=True):
         np.testing.assert_array_equal(have, expected)
 
@@ -225,7 +225,7 @@ def test_arrays_in_any_order(threads, monkeypatch):
     for each in orders:
         assert "spmm.spmm" in kernels(build(), each)
     found = [trained(each, y, threads, 16) for each in orders]
-    monkeypatch.setattr(training, "SPARSE", -1.0)
+    monkeypatch.setattr(training, "MAX_DENSITY", -1.0)
     for each, have in zip(orders, found, strict=True):
         for a, b in zip(have, trained(each, y, threads, 16), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -326,6 +326,16 @@ def test_flops_are_those_of_what_is_computed(units, rows, used):
     assert program.flops - division.flops(program, "float32") == pytest.approx(first * 2 / 3 if used else 0, rel=0.1)
     division.divide(program, "float32", 2)
     assert ("spmm.spmm" in [op.kernel for op in program.ops]) == used
+
+
+@pytest.mark.parametrize(("rows", "inputs", "threads"), [(16, 784, 1), (64, 784, 2), (4, 3000, 2)])
+def test_threads_are_worth_what_is_computed(rows, inputs, threads):
+    """A third of 16 x 784 x 64 is too little; nothing is left out of 4 x 3000 x 64, which is as much as that."""
+    x = sparse((rows, inputs), "float32", 0.2)
+    model = build(inputs, units=64, threads=2)
+    samples = training.checked(model, x, np.zeros(rows, int))
+    program = training.executable(model, "predict", rows, rows, samples.x_feed)
+    assert program.threads == threads
 
 
 def test_profile_counts_what_is_multiplied():

@@ -65,7 +65,6 @@ def judge(results: list[Record]) -> list[Line]:
     lines = []
     for case in CASES:
         own = seconds.get(case.name, {})
-        assert case.bar is not None
         wanted = f"{case.bar:g}"
         rivals = {e: value for e, value in own.items() if e != "fastnn"}
         if "fastnn" not in own or not rivals:
@@ -113,7 +112,7 @@ def _asked(results: list[Record]) -> str:
     for case in CASES:
         own = seconds.get(case.name, {})
         rivals = [value for e, value in own.items() if e != "fastnn"]
-        if case.name in floors and rivals and case.bar is not None:
+        if case.name in floors and rivals:
             best, floor = min(rivals), floors[case.name]
             cells = [duration(e) for e in (best, best / case.bar, floor, own["fastnn"])]
             rows.append([case.name, *cells, f"{floor / own['fastnn']:.2f}"])

@@ -26,7 +26,7 @@ class Case(NamedTuple):
     steps: (
         int  # of an epoch: data that no cache holds where the network is wide, else more than a hundredth of a second
     )
-    bar: float | None = None
+    bar: float = 0.0  # 0: none
     regression: bool = False
     small: bool = False  # pure Python can do it
     data: str = ""  # MNIST, or noise where that is the other choice
@@ -71,7 +71,7 @@ CASES = [
     Case((784, 2048, 2048, 10), 1024, 4, 1.3, data=MNIST),
 ]
 # The same without zeros, of which fastnn makes use.
-DENSE = [case._replace(bar=None, data=NOISE) for case in CASES if case.data == MNIST]
+DENSE = [case._replace(bar=0.0, data=NOISE) for case in CASES if case.data == MNIST]
 MEAN_BARS = {"sklearn": 10.0, "torch": 10.0}  # of the geometric mean over all networks
 
 

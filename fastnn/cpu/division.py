@@ -1,5 +1,6 @@
 """How the operations of a program are divided among threads: kernels, shares, barriers, lines that cores exchange."""
 
+from fastnn import costs
 from fastnn.cpu import blocking, parts
 from fastnn.program import Op, Program, Ref, schedule
 from fastnn.records import EPILOGUE, GEMM, LINEAR, RELU, RELU_SLOPE, UPDATE
@@ -10,7 +11,7 @@ FINISHED = {
     "activations.relu_forward": RELU,
     "activations.relu_backward": RELU_SLOPE,
 }
-SPARSE = "spmm.spmm"
+SPMM = "spmm.spmm"
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 
 
@@ -29,7 +30,7 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         # Stores from registers need not be hidden: the next tile is computed while they wait.
         touched = int(op.shared and finish == EPILOGUE)
         return {"by_rows": by_rows, "touched": touched, "finish": finish, **blocking.whole(m, n, k, dtype, threads)}
-    if op.kernel == SPARSE:
+    if op.kernel == SPMM:
         # What threads exchange takes long enough to be fetched before it is updated.
         touched = int(threads > 1 and op.epilogue is not None and op.epilogue.record is UPDATE)
         return {"touched": touched, **blocking.sparse(m, n, k, dtype, _int(op, "a_col"), threads)}
@@ -41,7 +42,7 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
 
 def scratch(op: Op, dtype: str, threads: int) -> int:
     """Elements of scratch that each thread needs for a product."""
-    if op.kernel == SPARSE:
+    if op.kernel == SPMM:
         return blocking.sparse_scratch(_int(op, "k"), dtype, cut(op, dtype, threads))
     return blocking.scratch(dtype, cut(op, dtype, threads))
 
@@ -93,7 +94,7 @@ def _leave_out_zeros(op: Op, dtype: str) -> None:
     """
     op.sparse = op.sparse and _pays_sparse(op, dtype)
     if op.sparse:
-        op.kernel, op.by_rows = SPARSE, False
+        op.kernel, op.by_rows = SPMM, False
         op.fields["joined"] = 0
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             op.epilogue.fields["below"] = 0  # what is updated is fetched while the gradient is computed
@@ -105,8 +106,7 @@ def _pays_sparse(op: Op, dtype: str) -> bool:
 
 def flops(program: Program, dtype: str) -> int:
     """Operations of a step, of which products of mostly zeros count a third: about as long they take."""
-    sparse = (op for op in program.ops if op.sparse and _pays_sparse(op, dtype))
-    return program.flops - sum(2 * _int(op, "m") * _int(op, "n") * _int(op, "k") for op in sparse) * 2 // 3
+    return program.flops - sum(costs.flops(op) * 2 // 3 for op in program.ops if op.sparse and _pays_sparse(op, dtype))
 
 
 def _fetch_early(op: Op, before: list[Op]) -> None:
@@ -138,6 +138,6 @@ def _shared(op: Op, ops: list[Op]) -> bool:
 
 def claimed(op: Op, threads: int) -> bool:
     """Whether threads take each other's tasks of a product: where that is worth atomic operations."""
-    if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused", SPARSE) or op.by_rows or "part" in op.fields:
+    if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused", SPMM) or op.by_rows or "part" in op.fields:
         return False
     return _int(op, "m") * _int(op, "n") * _int(op, "k") > CLAIMED

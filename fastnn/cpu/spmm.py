@@ -4,7 +4,7 @@ Four of five pixels of MNIST's images are 0, and nearly all columns of a one-hot
 is kept as bits, a word for each row and `WORD` steps of k, so that the next one is found in two instructions; each is
 a row of B that is added, times the element, to a row of C in registers.  A row of B serves one row of C at a time, so
 this takes as many loads as multiply-adds and reaches half of their peak: it pays where at most two fifths of A are not
-0 (`fastnn.training.SPARSE`).
+0 (`fastnn.training.MAX_DENSITY`).
 
 The sums have the order of `fastnn.cpu.gemm`'s, and so its bits, but where B is infinite or NaN: 0 times that is NaN
 there, and here it is not looked at."""
