@@ -267,6 +267,12 @@ def test_where_it_does_not_pay(arguments, inputs, batch):
     assert "spmm.spmm" not in kernels(build(inputs, **arguments), x, batch)
 
 
+def test_only_the_first_layer_reads_inputs():
+    model = fastnn.Sequential([Input((100,)), Dense(80, "relu"), Dense(80, "relu"), Dense(5, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy")
+    assert kernels(model, sparse((64, 100), "float32", 0.1)).count("spmm.spmm") == 2  # forward and its gradient
+
+
 @pytest.mark.parametrize("mode", ["train", "evaluate", "predict"])
 @pytest.mark.parametrize("rows", [8, 33])
 def test_threads_wait_where_they_must(rows, mode):

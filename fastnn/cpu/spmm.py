@@ -53,7 +53,10 @@ def mark_rows(a, a_row, rows, k, words):
 
 @device
 def mark_columns(a, a_col, rows, k, words):
-    """The words of rows whose elements are `a_col` apart.  Columns are contiguous and padded, and so is `words`."""
+    """The words of rows whose elements are `a_col` apart.  A's columns are contiguous, and padded to whole vectors.
+
+    Whole vectors of words are written, so each may reach into what is written after it.
+    """
     w = lanes(a)
     for p in range(0, k, WORD):
         for r in range(0, rows, w):
@@ -94,15 +97,15 @@ eight, four, two, one = (make_rows(vectors) for vectors in (WIDE, 4, 2, 1))
 
 
 @device
-def panel(op, run, step, a, words, stride, top, rows, j, vectors, tiles):
-    """`rows` rows of C from `top` on, `vectors` vectors wide from column j on.  `stride`: words of each `WORD` of k."""
+def panel(op, run, step, a, words, top, rows, j, vectors, tiles):
+    """`rows` rows of C from `top` on, `vectors` vectors wide from column j on."""
     width = vectors * lanes(a)
     b, a_row, a_col, b_row, k = offset(op.b, j), op.a_row, op.a_col, op.b_row, op.k
     updated = as_update(op.epilogue, op)  # if it is one; else nothing is fetched
     for r in range(0, rows, op.block):
         count = min(op.block, rows - r)
         for p in range(0, k, WORD):
-            to, marks = offset(b, p * b_row), offset(words, p // WORD * stride + r)
+            to, marks = offset(b, p * b_row), offset(words, p // WORD * rows + r)
             here, first = offset(a, r * a_row + p * a_col), p == 0
             fetched, at = op.touched and p + WORD >= k, (top + r) * updated.p_row + j
             if vectors == WIDE:
@@ -120,12 +123,11 @@ def panel(op, run, step, a, words, stride, top, rows, j, vectors, tiles):
 def some_rows(op, run, step, top, rows, left, right, tiles, words):
     """`rows` rows of C from `top` on, and columns `left` to `right`, which are whole vectors."""
     w = lanes(op.a)
-    a, stride = offset(op.a, top * op.a_row), rows
+    a = offset(op.a, top * op.a_row)
     if op.a_col == 1:
         mark_rows(a, op.a_row, rows, op.k, words)
     else:
-        stride = (rows + w - 1) // w * w
-        mark_columns(a, op.a_col, stride, op.k, words)
+        mark_columns(a, op.a_col, rows, op.k, words)
     j = left
     while j < right:
         rest = (right - j) // w
@@ -133,7 +135,7 @@ def some_rows(op, run, step, top, rows, left, right, tiles, words):
         if op.sums and top == 0:
             for q in range(j, j + vectors * w, 2 * w):
                 sum_rows(op, run, step, offset(op.b, q), op.b_row, tiles, q, min(2, vectors) * w)
-        panel(op, run, step, a, words, stride, top, rows, j, vectors, tiles)
+        panel(op, run, step, a, words, top, rows, j, vectors, tiles)
         j += vectors * w
 
 
