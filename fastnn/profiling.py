@@ -222,8 +222,8 @@ class _Run:
             threads=threads,
             steps=len(times),
             rows=tuple(
-                _row(op, self._label(op), float(took), size, self.samples.density, peak, bandwidth)
-                for op, took in zip(self.program.ops, middle[:-1, 1], strict=True)
+                _row(ops, self._label(ops[0]), float(took), size, self.samples.density, peak, bandwidth)
+                for ops, took in zip(self._operations(), middle[:-1, 1], strict=True)
             ),
             waiting=float(np.median(times[:, :, 0].sum(axis=1))) if threads > 1 else 0.0,
             step=float(np.median(times.sum(axis=(1, 2)))),
@@ -231,6 +231,10 @@ class _Run:
             bandwidth=bandwidth,
             footprint=footprint,
         )
+
+    def _operations(self) -> list[tuple[Op, ...]]:
+        """What is done at each place of a step: one operation, or one by each thread."""
+        return list(zip(*(each.ops for each in self.program.apart or [self.program]), strict=True))
 
     def _label(self, op: Op) -> str:
         """What an operation is called; metrics by the names that the user gave them."""
@@ -276,11 +280,13 @@ class _Run:
         return np.maximum(times - look, 0).mean(axis=0)
 
 
-def _row(op: Op, label: str, seconds: float, size: int, density: float, peak: float, bandwidth: float) -> Row:
-    flops, moved = costs.flops(op, density), costs.moved(op, size)
+def _row(
+    ops: tuple[Op, ...], label: str, seconds: float, size: int, density: float, peak: float, bandwidth: float
+) -> Row:
+    flops, moved = sum(costs.flops(op, density) for op in ops), sum(costs.moved(op, size) for op in ops)
     arithmetic, memory = flops / peak, moved / bandwidth
     bound = "arithmetic" if arithmetic > memory else "memory"
-    return Row(op.layer, label, seconds, flops, moved, bound, max(arithmetic, memory))
+    return Row(ops[0].layer, label, seconds, flops, moved, bound, max(arithmetic, memory))
 
 
 # --- the table ------------------------------------------------------------------------------------------------------

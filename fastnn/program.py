@@ -16,7 +16,7 @@ The buffers of a program:
 ==============  ==================================================================
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastnn.records import Record
 
@@ -57,11 +57,15 @@ class Op:
 
 @dataclass
 class Program:
-    """The operations of a step, the size of its arena in elements, and the multiply-adds of its products, times two."""
+    """The operations of a step, the size of its arena in elements, and the multiply-adds of its products, times two.
+
+    `apart` is what each of some threads does instead, if they do operations by themselves and do not share each.
+    """
 
     ops: list[Op]
     arena: int
     flops: int
+    apart: list["Program"] = field(default_factory=list)
 
 
 def schedule(ops: list[Op]) -> None:

@@ -106,13 +106,14 @@ EPILOGUE, LINEAR, RELU, RELU_SLOPE = range(4)
 
 # --- epilogues: applied to a tile of a product while it is in the first-level cache -----------------------------
 
-FORWARD = Record(  # c = f(tile + bias)
+FORWARD = Record(  # c = f(tile + more + bias)
     "forward",
     c="T*",
     c_row="int",
     c_col="int",
     bias="T*",
     one_bias="int",  # 1: the same number for all columns
+    more="T*",  # what is to be added to the tile before, laid out as c, whose c_col is 1 then; or 0
     alpha="float",
 )
 BACKWARD = Record(  # c = tile * f'(y), with f' expressed by f's output y (same layout as c)
@@ -155,6 +156,7 @@ GATHER = Record(  # out[r] = scale * x[index[r]] + offset
     index="i64*",
     out="T*",
     rows="int",
+    first="int",  # columns of x, from this one on
     cols="int",
     ld="int",
     x_row="int",  # strides of x in elements
@@ -313,6 +315,11 @@ RUN = Record(
     short_step="int",  # the step that uses them, or -1
     first="int",
     stop="int",  # the step after the last one
+    apart="i64*",  # addresses of the records of each thread, where these do operations by themselves, or 0
+    apart_records="int",
+    short_apart="i64*",
+    short_apart_records="int",
+    single="int",  # address of the same run for a thread that does: its `threads` are 1
     rate="f64*",  # the optimizer's step sizes, one a step (or two: see fastnn.optimizers.AdamW)
     origin="int",  # training steps before step 0 of this run (dropout's counter)
     seed="int",

@@ -51,13 +51,26 @@ from fastnn.records import BACKWARD, FORWARD, MAP
 # --- from functions of a vector to kernels ------------------------------------------------------------------------
 
 
+@device
+def add_more(op, tile, tile_row, i, j, rows, cols):
+    """Add `more` to a tile."""
+    row = op.c_row
+    more = offset(op.more, i * row + j)
+    for r in range(rows):
+        for q in range(0, cols, lanes(tile)):
+            at = r * tile_row + q
+            store(tile, at, load(tile, at) + load_before(more, r * row + q, r * row + cols))
+
+
 def forward(f):
-    """``c = f(tile + bias)``."""
+    """``c = f(tile + more + bias)``."""
 
     @epilogue(FORWARD)
     def apply(op, run, step, tile, tile_row, i, j, rows, cols):
         # tile: rows x cols, rows contiguous and padded to whole vectors; c: element strides c_row and c_col
         w = lanes(tile)
+        if not is_null(op.more):
+            add_more(op, tile, tile_row, i, j, rows, cols)
         # In locals, since stores to c might change the record.
         row, col, alpha, one_bias = op.c_row, op.c_col, op.alpha, op.one_bias
         bias, c = op.bias, offset(op.c, i * op.c_row + j * op.c_col)

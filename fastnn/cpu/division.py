@@ -1,7 +1,7 @@
 """How the operations of a program are divided among threads: kernels, shares, barriers, lines that cores exchange."""
 
 from fastnn import costs
-from fastnn.cpu import blocking, parts
+from fastnn.cpu import blocking, parts, tensor_parallel
 from fastnn.program import Op, Program, Ref, schedule
 from fastnn.records import EPILOGUE, GEMM, LINEAR, RELU, RELU_SLOPE, UPDATE
 
@@ -55,7 +55,29 @@ def _finish(op: Op, dtype: str) -> int:
 
 
 def divide(program: Program, dtype: str, threads: int) -> None:
-    """Choose the kernels of products, which of them are divided by rows of the batch, and where threads must wait."""
+    """Choose the kernels of products, which of them are divided by rows of the batch, and where threads must wait.
+
+    Where threads own features instead, `program.apart` becomes what each does, and `program` what one does alone.
+    """
+    split = tensor_parallel.find(program)
+    if split is None:
+        _choose(program, dtype, threads)
+        parts.split(program, dtype)
+        _share(program, dtype, threads)
+        return
+    if threads == tensor_parallel.OWNERS:
+        program.apart = tensor_parallel.programs(program, split)
+        threads = 1
+    tensor_parallel.part(program, split)
+    for each in (program, *program.apart):
+        _choose(each, dtype, threads)
+        _share(each, dtype, threads)
+    for each in program.apart:
+        tensor_parallel.set_barriers(each)
+
+
+def _choose(program: Program, dtype: str, threads: int) -> None:
+    """The kernels of products, and which of them are divided by rows of the batch."""
     for op in program.ops:
         if op.record is not GEMM or "part" in op.fields:
             continue
@@ -73,7 +95,10 @@ def divide(program: Program, dtype: str, threads: int) -> None:
             op.by_rows = blocking.by_rows(m, n, k, dtype, strides[2], threads)
         elif op.batch == "n":
             op.by_rows = op.kernel == "gemv.gemv_columns"
-    parts.split(program, dtype)
+
+
+def _share(program: Program, dtype: str, threads: int) -> None:
+    """Which products leave out zeros, what threads read of each other, and where they must wait."""
     for op in program.ops:
         if "part" in op.fields:
             op.by_rows = threads == parts.PARTS  # each thread reads its rows of the batch

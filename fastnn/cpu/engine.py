@@ -48,6 +48,7 @@ from fastnn.cpu.simd import (
     exchange,
     fetch_add,
     flush_subnormals,
+    is_null,
     load_acquire,
     offset,
     pause,
@@ -194,6 +195,11 @@ def make_steps(timed):
             short = step == run.short_step
             table = run.short_table if short else run.table
             records = run.short_records if short else run.records
+            apart = run.short_apart if short else run.apart
+            own, place = run, thread
+            if run.threads > 1 and not is_null(apart):
+                table, own, place = apart[thread], as_run(run.single, run), 0
+                records = run.short_apart_records if short else run.apart_records
             # The flag was written before this barrier by the one thread that reads run.halt, and is written again two
             # steps later at the earliest: all threads see the same value.
             barrier(run)
@@ -214,7 +220,7 @@ def make_steps(timed):
                     if op.barrier:
                         start = now(run, clock)
                     times[2 * i] = start - end
-                call_kernel(op, run, step, thread)
+                call_kernel(op, own, step, place)
                 if timed:
                     end = now(run, clock)
                     times[2 * i + 1] = end - start

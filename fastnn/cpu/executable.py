@@ -15,6 +15,7 @@ __all__ = ["Executable", "allocate", "pad", "peaks", "permutation"]  # what a ba
 SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED, THREADS = (
     RUN.offsets[field] // 8 for field in ("short_step", "first", "stop", "rate", "origin", "seed", "threads")
 )
+WORDS = SLOT // 8  # of a record
 ENGINE = ("engine.engine", "float32")
 HELPERS = [("engine.lead", "float32"), ("engine.attend", "float32")]
 # Floating-point operations of a step ...
@@ -138,36 +139,54 @@ class Executable:
         self.rows = rows
         flops = division.flops(program, dtype)
         self.threads = 1 if flops < ALONE else threads
-        for each in (program, short):
-            if each:
-                division.divide(each, dtype, self.threads)
-        products = [op for p in (program, short) if p for op in p.ops if op.record is GEMM]
-        stride = max((division.scratch(op, dtype, self.threads) for op in products), default=0)
-        arena = max(program.arena, short.arena if short else 0)
+        programs, stride = [], 0
+        for each in filter(None, (program, short)):
+            division.divide(each, dtype, self.threads)
+            programs += [each, *each.apart]
+            alone = bool(each.apart)  # each thread works by itself
+            for op in [op for p in (each, *each.apart) for op in p.ops if op.record is GEMM]:
+                stride = max(stride, division.scratch(op, dtype, 1 if alone else self.threads))
+        arena = max(each.arena for each in programs)
         elements = arena + self.threads * stride
-        shared = like is not None and like.arena.size >= elements
+        # Buffers of the same size in the same places, so that what is padding to one is padding to the other.
+        shared = like is not None and like.arena.size >= elements and like.scratch == arena
         self.lock = threading.Lock()  # for who binds arrays and runs: a model may predict in several threads at once
         self.arena: np.ndarray = like.arena if like is not None and shared else allocate(elements, dtype)
         self.totals = np.zeros(max(sums, 1))
         self._keep = dict(buffers)
         bases = {name: address(array) for name, array in buffers.items()}
         bases |= {"arena": address(self.arena), "totals": address(self.totals)}
-        wanted = [*_kernels(program, dtype), *(_kernels(short, dtype) if short else ()), ENGINE]
+        self.scratch = arena  # where it begins
+        wanted = [*(kernel for each in programs for kernel in _kernels(each, dtype)), ENGINE]
         tried = self.threads > 1 and flops < (TOGETHER if team.spins(self.threads) else min(TOGETHER, CROWDED))
         cold.load([*wanted, *HELPERS] if tried else wanted)
-        self._tables = [
-            Table(p, dtype, bases, Ref("arena", arena), stride, self.threads) for p in (program, short) if p
-        ]
+        self._tables: list[Table] = []
+
+        def table(of: Program, threads: int, thread: int = 0) -> Table:
+            scratch = Ref("arena", arena + thread * stride)
+            self._tables.append(Table(of, dtype, bases, scratch, stride, threads))
+            return self._tables[-1]
+
         self._team = np.zeros(24, np.int64)
         self._flags = np.zeros(16, np.int64)  # 0: steps done, 8: halt
-        self.run_record = np.zeros(1, RUN.dtype)
+        self.run_record = np.zeros(2, RUN.dtype)  # the second one is for threads that do operations by themselves
         self._run_address = address(self.run_record)
         flags = address(self._flags)
         run = self.run_record
-        run["threads"] = self.threads
-        run["table"], run["records"] = self._tables[0].address, self._tables[0].length
-        if short:
-            run["short_table"], run["short_records"] = self._tables[1].address, self._tables[1].length
+        run["threads"] = self.threads, 1
+        run["single"] = self._run_address + SLOT
+        self._apart: list[np.ndarray] = []
+        self.length = len((program.apart or [program])[0].ops)  # operations of a step
+        for each, prefix in ((program, ""), (short, "short_")):
+            if each is None:
+                continue
+            whole = table(each, 1 if each.apart else self.threads)
+            run[f"{prefix}table"], run[f"{prefix}records"] = whole.address, whole.length
+            if each.apart:
+                own = [table(p, 1, thread).address for thread, p in enumerate(each.apart)]
+                self._apart.append(np.array(own))
+                run[f"{prefix}apart"], run[f"{prefix}apart_records"] = address(self._apart[-1]), len(each.apart[0].ops)
+        self._has_short = short is not None
         run["short_step"] = -1
         run["team"], run["done"], run["halt"] = address(self._team), flags, flags + 64
         run["yields"], run["spins"] = team.yield_address(), team.spins(self.threads)
@@ -212,7 +231,7 @@ class Executable:
         steps = -(-rows // self.rows)
         stop = steps if stop is None else stop
         record = self.run_record
-        record["short_step"] = steps - 1 if len(self._tables) > 1 else -1
+        record["short_step"] = steps - 1 if self._has_short else -1
         record["origin"], record["seed"] = origin, seed
         record["rate"] = 0 if rate is None else address(rate) - rate.strides[0] * first
         self._flags[8] = 0
@@ -244,9 +263,9 @@ class Executable:
         ``rate[at]`` is the optimizer's step size.
         """
         words = self._words
-        words[SHORT_STEP], words[RATE], words[ORIGIN], words[SEED] = -1, 0, origin, seed
-        if rate is not None:
-            words[RATE] = address(rate) + rate.strides[0] * at
+        where = 0 if rate is None else address(rate) + rate.strides[0] * at
+        for i in (0, WORDS):
+            words[i + SHORT_STEP], words[i + RATE], words[i + ORIGIN], words[i + SEED] = -1, where, origin, seed
         self._flags[:] = 0
         if self.threads == 1 or self._single_alone:
             self._alone(0, 1)
@@ -268,7 +287,7 @@ class Executable:
         """
         from fastnn.cpu import clock, engine  # need Numba
 
-        length = self._tables[0].length + 1
+        length = self.length + 1
         stride = -(-(engine.HEAD + steps * length * 2) // 8) * 8
         times = allocate(self.threads * stride, "int64")
         record, keep = self.run_record, (self._enter, self._trial)
@@ -289,6 +308,7 @@ class Executable:
         """
         words = self._words
         words[FIRST], words[STOP], words[THREADS] = first, stop, threads
+        words[WORDS + FIRST], words[WORDS + STOP] = first, stop
         self._team[:] = 0
         for table in self._tables:
             table.claims[:] = 0

@@ -4,9 +4,12 @@ import numpy as np
 from numba.types import float32 as FLOAT32
 from numba.types import float64 as FLOAT64
 
+from fastnn.cpu.blocking import NV
 from fastnn.cpu.jit import device, kernel
+from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.share import share
 from fastnn.cpu.simd import (
+    call_epilogue,
     cast,
     first_lane,
     is_null,
@@ -20,10 +23,11 @@ from fastnn.cpu.simd import (
     splat,
     store,
 )
-from fastnn.records import GATHER, LABELS, SCATTER, TOTAL
+from fastnn.records import GATHER, LABELS, MAP, SCATTER, TOTAL
 
 FETCHED = 4  # cache lines at the start of a row that are fetched; the CPU follows a longer row by itself
 LINE = 64  # bytes of a cache line
+TOGETHER = 16  # rows of a sum for which an epilogue is called
 
 
 @device
@@ -55,7 +59,7 @@ def gather(op, x, size, run, step, thread):
     scale, shift = splat(op.out, op.scale), splat(op.out, op.offset)
     factor, term = first_lane(scale), first_lane(shift)
     here, following = step * op.step_rows, (step + 1) * op.step_rows
-    out = offset(op.out, first * ld)
+    out, x = offset(op.out, first * ld), offset(x, op.first * x_col)
     if cols == 1:
         for r in range(first, last):
             out[0] = scalar_like(out, x[source_row(index, here + r) * x_row]) * factor + term
@@ -134,3 +138,18 @@ def total(op, run, step, thread):
             else:
                 s += np.float64(op.value[r]) * np.float64(op.weight[r])
         op.totals[op.slot] += s
+
+
+@kernel(MAP)
+def combine(op, run, step, thread):
+    """y = x + g, and the epilogue of it, in place: what two threads have computed of a product (tensor_parallel)."""
+    first, last = share(op.rows, thread, run.threads)
+    w = lanes(op.x)
+    for r in range(first, last, TOGETHER):
+        rows = min(TOGETHER, last - r)
+        for q in range(0, op.cols, NV * w):
+            cols = min(NV * w, op.cols - q)
+            for i in range(r * op.ld + q, (r + rows) * op.ld + q, op.ld):
+                for c in range(i, i + cols, w):
+                    store_before(op.y, c, i + cols, load_before(op.x, c, i + cols) + load_before(op.g, c, i + cols))
+            call_epilogue(op.epilogue, run, step, offset(op.y, r * op.ld + q), op.ld, r, q, rows, cols)

@@ -106,8 +106,8 @@ def plain(op, run, step, thread):
 
 def make_tile(height, vectors):
     @device
-    def multiply(a, offsets, a_col, b, b_row, k, finish, tile, c, places, bias, y):
-        # offsets: where rows of A are; places: those of C, and of y, which has C's layout
+    def multiply(a, offsets, a_col, b, b_row, k, finish, tile, c, places, bias, y, more):
+        # offsets: where rows of A are; places: those of C, and of y and more, which have C's layout
         x = zeros_tile(a, height, vectors)
         for p in range(k):
             x = rank1(x, offset(a, p * a_col), offsets, load_tile(offset(b, p * b_row), 1, vectors))
@@ -116,6 +116,8 @@ def make_tile(height, vectors):
         elif finish == RELU_SLOPE:
             store_rows_at(times_relu_slope(x, load_rows(y, places, vectors)), c, places)
         else:
+            if not is_null(more):
+                x = add_row(x, load_rows(more, places, vectors))
             if not is_null(bias):
                 x = add_row(x, load_tile(bias, 1, vectors))
             if finish == RELU:
@@ -134,7 +136,7 @@ def make_panel(vectors):
         k, a_row, a_col, finish = op.k, op.a_row, op.a_col, op.finish
         width = vectors * lanes(op.a)
         output = as_forward(op.epilogue, op)
-        to, c_row, bias, y = output.c, output.c_row, output.bias, output.c
+        to, c_row, bias, y, more = output.c, output.c_row, output.bias, output.c, output.more
         if finish == RELU_SLOPE:
             y = as_backward(op.epilogue, op).y
         elif not is_null(bias):
@@ -149,6 +151,7 @@ def make_panel(vectors):
             while r < many:
                 rows, at, out = many - r, (i + r) * c_row + j, offset(tile, r * width)
                 a, c, also = offset(op.a, (i + r) * a_row), offset(to, at), offset(op.also, at)
+                extra = more if is_null(more) else offset(more, at)
                 whole = rows >= MR and not are_halves(rows)
                 if rows >= MR:
                     rows = MR if whole else HALF
@@ -159,16 +162,16 @@ def make_panel(vectors):
                     touch_rows(also, here, vectors, LINE)
                 # Rows that do not exist are computed as the last one once more.
                 if whole:
-                    tall(a, offsets, a_col, b, b_row, k, finish, out, c, places, bias, offset(y, at))
+                    tall(a, offsets, a_col, b, b_row, k, finish, out, c, places, bias, offset(y, at), extra)
                 elif rows > HALF:
                     tall(a, row_offsets_within(a_row, MR, rows), a_col, b, b_row, k, finish, out,
-                         c, here, bias, offset(y, at))  # fmt: skip
+                         c, here, bias, offset(y, at), extra)  # fmt: skip
                 elif rows > FEW:
                     half(a, row_offsets_within(a_row, HALF, rows), a_col, b, b_row, k, finish, out,
-                         c, row_offsets_within(c_row, HALF, rows), bias, offset(y, at))  # fmt: skip
+                         c, row_offsets_within(c_row, HALF, rows), bias, offset(y, at), extra)  # fmt: skip
                 else:
                     few(a, row_offsets_within(a_row, FEW, rows), a_col, b, b_row, k, finish, out,
-                        c, row_offsets_within(c_row, FEW, rows), bias, offset(y, at))  # fmt: skip
+                        c, row_offsets_within(c_row, FEW, rows), bias, offset(y, at), extra)  # fmt: skip
                 r += rows
             if finish == EPILOGUE:
                 call_epilogue(op.epilogue, run, step, tile, width, i, j, many, cols)
