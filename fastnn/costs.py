@@ -73,7 +73,7 @@ def _product(op: Op) -> int:
         updated = m * n + (_int(op.sums.fields, "n") if op.sums else 0)
         return factors + 2 * updated * _given(epilogue, "p", "s0", "s1")
     vectors = (1 if "one_bias" in epilogue else n) * _given(epilogue, "bias") + (n if op.sums else 0)
-    return factors + m * n * _given(epilogue, "c", "y") + vectors
+    return factors + m * n * _given(epilogue, "c", "y", "more") + vectors
 
 
 def _int(fields: Mapping[str, int | float | Ref], name: str, default: int | None = None) -> int:

@@ -158,7 +158,8 @@ def accesses(op, dtype):
         if op.by_rows and op.batch == "n":  # what is called columns here are rows of the batch
             owner = by_row(n)
             reads = matrix(f["a"], 1, k, 0, EVERYONE, f["a_col"]) + matrix(e.get("bias"), 1, 1, 0, EVERYONE)
-            reads += matrix(f["b"], n, k, f["b_col"], owner, f["b_row"]) + matrix(e.get("y"), n, 1, 1, owner)
+            reads += matrix(f["b"], n, k, f["b_col"], owner, f["b_row"])
+            reads += matrix(e.get("y"), n, 1, 1, owner) + matrix(e.get("more"), n, 1, 1, owner)
             return reads, matrix(e["c"], n, 1, 1, owner)
         owner = by_row(m) if op.by_rows else EVERYONE
         readers = EVERYONE
@@ -177,9 +178,12 @@ def accesses(op, dtype):
             return reads, parts + matrix(e["c"], m, n, e["c_row"], owner)
         columns = 1 if e.get("one_bias") else n
         reads += matrix(e.get("bias"), 1, columns, 0, EVERYONE) + matrix(e.get("y"), m, n, e["c_row"], owner)
+        reads += matrix(e.get("more"), m, n, e["c_row"], owner)
         return reads, matrix(e["c"], m, n, e["c_row"], owner)
     if kind is records.TOTAL:
         reads = matrix(f["value"], 1, f["rows"], 0, 1) + matrix(f["weight"], 1, f["rows"], 0, 1)
+        if f["totals"].buffer == "arena":
+            return reads, matrix(Ref("arena", f["totals"].offset + f["slot"] * words), 1, words, 0, 1)
         return reads, [("totals", np.array([f["slot"]]), np.array([1]))]
     if kind is records.UPDATE:
         owner = by_row(-(-f["n"] // 64)).repeat(64)[: f["n"]][:, None]
@@ -202,6 +206,9 @@ def accesses(op, dtype):
         return reads, matrix(f["y"], rows, cols, ld, owner)
     if kind in (records.MAP, records.DROPOUT):
         reads = matrix(f["x"], rows, cols, ld, owner) + matrix(f.get("g"), rows, cols, ld, owner)
+        if op.epilogue:
+            e = op.epilogue.fields
+            reads += matrix(e["bias"], 1, 1 if e.get("one_bias") else cols, 0, EVERYONE)
         return reads, matrix(f["y"], rows, cols, ld, owner)
     assert kind in (records.LOSS, records.METRIC)
     reads = matrix(f["z"], rows, cols, ld, owner) + matrix(f.get("label"), rows, words, words, owner)

@@ -93,19 +93,19 @@ def test_every_operation_has_a_name():
 
 @pytest.mark.usefixtures("peaks")
 def test_costs_worked_example():
-    """784-256-10 at batch 32, by hand; rows of float32 are padded to whole vectors."""
+    """784-256-10 at batch 256, by hand; rows of float32 are padded to whole vectors."""
     model = fastnn.Sequential([Input((784,)), Dense(256, "relu"), Dense(10, "softmax")], seed=0)
     model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
-    found = model.profile(np.ones((32, 784), "uint8"), np.zeros(32), seconds=QUICK)
+    found = model.profile(np.ones((256, 784), "uint8"), np.zeros(256), batch_size=256, seconds=QUICK)
     rows = {row.name: row for row in found.rows}
     lanes = fastnn.backend.get("cpu").pad("float32")(2)
     ten = -(-10 // lanes) * lanes
-    assert rows["input gather x"].bytes == 32 * 784 * (1 + 4) + 32 * 8
-    assert rows["dense forward"].flops == rows["dense gradients + adam"].flops == 2 * 32 * 784 * 256
-    assert rows["dense forward"].bytes == 4 * (32 * 784 + 784 * 256 + 256 + 32 * 256)
-    assert rows["dense gradients + adam"].bytes == 4 * (32 * 784 + 32 * 256 + 6 * 785 * 256)
-    assert rows["dense_1 forward"].flops == 2 * 32 * 256 * ten
-    assert rows["loss sum"].bytes == 4 * 32 + 8
+    assert rows["input gather x"].bytes == 256 * 784 * (1 + 4) + 256 * 8
+    assert rows["dense forward"].flops == rows["dense gradients + adam"].flops == 2 * 256 * 784 * 256
+    assert rows["dense forward"].bytes == 4 * (256 * 784 + 784 * 256 + 256 + 256 * 256)
+    assert rows["dense gradients + adam"].bytes == 4 * (256 * 784 + 256 * 256 + 6 * 785 * 256)
+    assert rows["dense_1 forward"].flops == 2 * 256 * 256 * ten
+    assert rows["loss sum"].bytes == 4 * 256 + 8
     assert rows["loss loss and gradient"].flops == 0
 
 
@@ -279,10 +279,10 @@ def test_the_user_s_arrays_do_not_change():
 
 
 def test_times_and_shares():
-    """A layer of 2 MFLOP beside one of 2 thousand takes most of the time; sums and floors are consistent."""
+    """A layer of 268 MFLOP beside one of 786 thousand takes most of the time; sums and floors are consistent."""
     model = fastnn.Sequential([Input((512,)), Dense(1024, "relu"), Dense(1)], seed=0, n_threads=1)
     model.compile("sgd", "mse")
-    found = model.profile(np.ones((64, 512)), np.ones(64), batch_size=64, seconds=0.05)
+    found = model.profile(np.ones((128, 512)), np.ones(128), batch_size=128, seconds=0.05)
     assert found.layers["dense"] > 0.7 * sum(found.layers.values())
     assert found.steps >= 8
     assert found.waiting == 0

@@ -40,8 +40,19 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     return {"by_rows": 1, **blocking.blocks(-(-m // threads), n, k, dtype, *strides, 1)}
 
 
-def scratch(op: Op, dtype: str, threads: int) -> int:
-    """Elements of scratch that each thread needs for a product."""
+def scratch(program: Program, dtype: str, threads: int) -> int:
+    """Elements of scratch that each thread needs for the products of a program that is divided."""
+    sharing = sharers(program, threads)
+    every = [op for each in (program, *program.apart) for op in each.ops if op.record is GEMM]
+    return max((_scratch(op, dtype, sharing) for op in every), default=0)
+
+
+def sharers(program: Program, threads: int) -> int:
+    """How many threads share each operation of a program that is divided."""
+    return 1 if program.apart else threads
+
+
+def _scratch(op: Op, dtype: str, threads: int) -> int:
     if op.kernel == SPMM:
         return blocking.sparse_scratch(_int(op, "k"), dtype, cut(op, dtype, threads))
     return blocking.scratch(dtype, cut(op, dtype, threads))

@@ -139,34 +139,28 @@ class Executable:
         self.rows = rows
         flops = division.flops(program, dtype)
         self.threads = 1 if flops < ALONE else threads
-        programs, stride = [], 0
-        for each in filter(None, (program, short)):
-            division.divide(each, dtype, self.threads)
-            programs += [each, *each.apart]
-            alone = bool(each.apart)  # each thread works by itself
-            for op in [op for p in (each, *each.apart) for op in p.ops if op.record is GEMM]:
-                stride = max(stride, division.scratch(op, dtype, 1 if alone else self.threads))
-        arena = max(each.arena for each in programs)
-        elements = arena + self.threads * stride
-        # Buffers of the same size in the same places, so that what is padding to one is padding to the other.
-        shared = like is not None and like.arena.size >= elements and like.scratch == arena
+        division.divide(program, dtype, self.threads)
+        if short is not None:
+            # What this one needs besides lies behind what the other one does: one's padding is no buffer of the other.
+            short.arena = program.arena
+            division.divide(short, dtype, self.threads)
+        steps = [each for each in (program, short) if each is not None]
+        stride = max(division.scratch(each, dtype, self.threads) for each in steps)
+        self.scratch = max(each.arena for each in steps)  # where it begins
+        elements = self.scratch + self.threads * stride
+        # The same buffers in the same places, so that what is padding to one is padding to the other.
+        self.layout = [(each.arena, len(each.apart)) for each in steps]
+        shared = like is not None and like.arena.size >= elements and like.layout == self.layout
         self.lock = threading.Lock()  # for who binds arrays and runs: a model may predict in several threads at once
         self.arena: np.ndarray = like.arena if like is not None and shared else allocate(elements, dtype)
         self.totals = np.zeros(max(sums, 1))
         self._keep = dict(buffers)
         bases = {name: address(array) for name, array in buffers.items()}
         bases |= {"arena": address(self.arena), "totals": address(self.totals)}
-        self.scratch = arena  # where it begins
+        programs = [each for step in steps for each in (step, *step.apart)]
         wanted = [*(kernel for each in programs for kernel in _kernels(each, dtype)), ENGINE]
         tried = self.threads > 1 and flops < (TOGETHER if team.spins(self.threads) else min(TOGETHER, CROWDED))
         cold.load([*wanted, *HELPERS] if tried else wanted)
-        self._tables: list[Table] = []
-
-        def table(of: Program, threads: int, thread: int = 0) -> Table:
-            scratch = Ref("arena", arena + thread * stride)
-            self._tables.append(Table(of, dtype, bases, scratch, stride, threads))
-            return self._tables[-1]
-
         self._team = np.zeros(24, np.int64)
         self._flags = np.zeros(16, np.int64)  # 0: steps done, 8: halt
         self.run_record = np.zeros(2, RUN.dtype)  # the second one is for threads that do operations by themselves
@@ -175,18 +169,12 @@ class Executable:
         run = self.run_record
         run["threads"] = self.threads, 1
         run["single"] = self._run_address + SLOT
-        self._apart: list[np.ndarray] = []
         self.length = len((program.apart or [program])[0].ops)  # operations of a step
-        for each, prefix in ((program, ""), (short, "short_")):
-            if each is None:
-                continue
-            whole = table(each, 1 if each.apart else self.threads)
-            run[f"{prefix}table"], run[f"{prefix}records"] = whole.address, whole.length
-            if each.apart:
-                own = [table(p, 1, thread).address for thread, p in enumerate(each.apart)]
-                self._apart.append(np.array(own))
-                run[f"{prefix}apart"], run[f"{prefix}apart_records"] = address(self._apart[-1]), len(each.apart[0].ops)
         self._has_short = short is not None
+        self._tables: list[Table] = []
+        self._apart: list[np.ndarray] = []
+        for step, prefix in zip(steps, ("", "short_"), strict=False):
+            self._lay_out(step, prefix, dtype, bases, stride)
         run["short_step"] = -1
         run["team"], run["done"], run["halt"] = address(self._team), flags, flags + 64
         run["yields"], run["spins"] = team.yield_address(), team.spins(self.threads)
@@ -197,6 +185,22 @@ class Executable:
         # [0]: the step that comes next, also while a run is under way.  To read it takes no call, and so there is no
         # place in between where Python would let an interruption in.
         self.progress = memoryview(self._flags)
+
+    def _lay_out(self, step: Program, prefix: str, dtype: str, bases: Mapping[str, int], stride: int) -> None:
+        """Make the tables of a step, and tell the run's record of them in the fields that begin with `prefix`."""
+        run, sharers = self.run_record, division.sharers(step, self.threads)
+
+        def table(program: Program, thread: int = 0) -> Table:
+            scratch = Ref("arena", self.scratch + thread * stride)
+            self._tables.append(Table(program, dtype, bases, scratch, stride, sharers))
+            return self._tables[-1]
+
+        whole = table(step)
+        run[f"{prefix}table"], run[f"{prefix}records"] = whole.address, whole.length
+        if step.apart:
+            own = [table(program, thread) for thread, program in enumerate(step.apart)]
+            self._apart.append(np.array([each.address for each in own]))
+            run[f"{prefix}apart"], run[f"{prefix}apart_records"] = address(self._apart[-1]), own[0].length
 
     def bind(self, **arrays: np.ndarray | None) -> None:
         """Give the caller's arrays (x, y, weight, index, out) for the next runs; None means absent."""

@@ -21,17 +21,20 @@ from fastnn.program import Op, Program, Ref
 from fastnn.records import FORWARD, GATHER, GEMM, MAP, TOTAL, UPDATE
 
 OWNERS = 2
-VECTOR = 16  # elements: features are owned in whole vectors, on every CPU
+# Elements: features are owned in whole vectors, on every CPU, and where they are many in whole words of
+# `fastnn.cpu.spmm`.
+VECTOR, WORD, MANY = 16, 64, 512
 ALIGNED = 64  # elements: whole cache lines
 # What must be less, for it to pay, than all weights of the owned layers: elements that are exchanged ...
-INPUTS, UNITS = 1 / 8, 1 / 2
+INPUTS, UNITS = 1 / 6, 1 / 2
 # ... and that of all operations which each thread does for itself, those of the layers after.
 REPEATED = 1 / 16
 # Weights above which columns are not owned: rows of a kernel are read by both threads then, each its half, and CPUs
 # fetch ahead what the other one has written.
 COLUMNS = 65536
-# Operations of a step above which tasks that threads take from each other (`fastnn.cpu.share.claim`) gain more.
-MOST = 100_000_000
+# Operations of a step between which it pays: below, one thread is as fast as two; above, tasks that threads take from
+# each other (`fastnn.cpu.share.claim`) gain more.
+LEAST, MOST = 2_000_000, 150_000_000
 
 Fields = dict[str, int | float | Ref]
 
@@ -53,9 +56,10 @@ class Split:
 
 def find(program: Program) -> Split | None:
     """Which features threads may own in a step of training, if that pays."""
-    layers = [op for op in program.ops if op.label == "forward"]
-    training = any(_updates(op) for op in program.ops)
-    if not training or len(layers) < 2 or any(op.record is not GEMM for op in layers) or program.flops > MOST:
+    layers = [op for op in program.ops if op.record is GEMM and op.label == "forward"]
+    if len(layers) < 2 or not any(_updates(op) for op in program.ops):
+        return None
+    if not LEAST <= program.flops <= MOST:
         return None
     first, second = layers[:2]
     weights, units = [_int(op, "k") * _units(op) for op in layers], [_units(op) for op in layers]
@@ -67,7 +71,10 @@ def find(program: Program) -> Split | None:
         return units[0] > 1 and little and repeated <= REPEATED * program.flops
 
     if first.reads[0] == "a0" and pays(0, INPUTS):
-        return Split(first, -(-_int(first, "k") // OWNERS // VECTOR) * VECTOR)
+        inputs = _int(first, "k")
+        whole = WORD if inputs >= MANY else VECTOR
+        at = round(inputs / OWNERS / whole) * whole
+        return Split(first, at) if 0 < at < inputs else None
     plain = all(op is first or _updates(op) for op in program.ops if op.layer == first.layer)
     even = _int(second, "k") == units[0] and units[0] % (OWNERS * VECTOR) == 0
     if plain and even and first.writes[0] in second.reads and weights[0] <= COLUMNS and pays(1, UNITS):
@@ -84,7 +91,7 @@ def _units(forward: Op) -> int:
 
 def part(program: Program, split: Split) -> None:
     """Sum over each owner's features by itself."""
-    place = Ref("arena", _take(program, _outputs(split.op)))
+    place = Ref("arena", _take(program, _outputs(program, split.op)))
     before, last = _partial(split, 0, place), _depth(split.op, *split.features(1))
     assert last.epilogue is not None
     last.epilogue.fields["more"] = place
@@ -104,10 +111,10 @@ def _partial(split: Split, owner: int, where: Ref) -> Op:
     return op
 
 
-def _outputs(op: Op) -> int:
-    """Elements of a layer's outputs."""
+def _outputs(program: Program, op: Op) -> int:
+    """Elements of a layer's outputs, for as many rows as the program is laid out for."""
     assert op.epilogue is not None
-    rows = _int(op, "n") if op.batch == "n" else _int(op, "m")
+    rows = next(_int(each, "step_rows") for each in program.ops if each.record is GATHER)
     return rows * _int(op.epilogue, "c_row")
 
 
@@ -116,8 +123,8 @@ def _outputs(op: Op) -> int:
 
 def programs(program: Program, split: Split) -> list[Program]:
     """What each thread does; `program` makes room for all of it."""
-    where = _take(program, _outputs(split.op))
-    nowhere = _take(program, ALIGNED)  # totals that nobody reads
+    where = _take(program, _outputs(program, split.op))
+    nowhere = _take(program, 2 * sum(op.record is TOTAL for op in program.ops))  # float64 that nobody reads
     size = program.arena
     program.arena *= OWNERS
     found = []
@@ -126,7 +133,7 @@ def programs(program: Program, split: Split) -> list[Program]:
         ops = [_moved(op, owner * size) for op in own]
         for op in ops:
             if op.record is TOTAL and owner > 0:
-                op.fields["totals"] = Ref("arena", nowhere)
+                op.fields["totals"] = Ref("arena", owner * size + nowhere)
             if op.kernel == "rows.combine":
                 op.fields["g"] = Ref("arena", (OWNERS - 1 - owner) * size + where)
         found.append(Program(ops, program.arena, program.flops))

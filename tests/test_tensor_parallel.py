@@ -1,0 +1,399 @@
+"""Threads that own features: which ones they own, no races, memory of their own, the bits of one thread."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import test_plan as plans
+from test_plan import lower, races
+
+import fastnn
+from fastnn import costs, records, training
+from fastnn.cpu import division, executable, tensor_parallel
+from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
+from fastnn.plan import Lowering
+
+SPARSE = "sparse_categorical_crossentropy"
+# Name: inputs, rows, what is owned, layers, loss, metrics.
+NETWORKS = {
+    "inputs": (100, 8, "inputs", [Dense(48, "relu"), Dense(5, "softmax")], SPARSE, ["accuracy"]),
+    "many inputs": (784, 24, "inputs", [Dense(64, "tanh"), Dense(10, "softmax")], SPARSE, ["accuracy"]),
+    "inputs, one unit": (97, 7, "inputs", [Dense(33, "sigmoid"), Dense(1, "sigmoid")], "binary_crossentropy", []),
+    "inputs, dropout": (
+        120,
+        9,
+        "inputs",
+        [Dense(40, "leaky_relu", use_bias=False), Dropout(0.3), Dense(9), Activation("tanh"), Dense(3)],
+        "mse",
+        ["mae", "mse"],
+    ),
+    "inputs, softmax": (100, 8, "inputs", [Dense(48, "softmax"), Dense(2, "softmax")], "mse", []),
+    "units": (40, 16, "units", [Dense(64, "relu"), Dense(32, "relu"), Dense(1)], "mse", ["mae"]),
+    "units, one unit": (20, 40, "units", [Dense(128, "leaky_relu"), Dense(1, "sigmoid")], "binary_crossentropy", []),
+    "units, softmax": (30, 20, "units", [Dense(96, "tanh", use_bias=False), Dense(21, "softmax")], SPARSE, []),
+    "units, no bias": (33, 16, "units", [Dense(64), Dense(19, use_bias=False), Dense(3, "tanh")], "mse", []),
+    "units, softmax inside": (33, 16, "units", [Dense(64, "relu"), Dense(19, "softmax"), Dense(3)], "mse", []),
+    "units, deep": (
+        64,
+        16,
+        "units",
+        [Dense(64, "relu"), Dense(40, "relu"), Dropout(0.5), Dense(7, "relu"), Dense(2)],
+        "mse",
+        [],
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Give the smallest step to a team, whose threads own what they can."""
+    for name in ("ALONE", "TOGETHER", "AWAKE"):
+        monkeypatch.setattr(executable, name, 0)
+    monkeypatch.setattr(tensor_parallel, "LEAST", 0)
+    monkeypatch.setattr(tensor_parallel, "REPEATED", 1)
+
+
+@pytest.fixture
+def networks(monkeypatch):
+    """Let `test_plan.build` and what uses it know these networks."""
+    found = {name: tuple(rest) for name, (_, _, _, *rest) in NETWORKS.items()}
+    monkeypatch.setattr(plans, "NETWORKS", found)
+    return found
+
+
+def build(name, optimizer="adam", dtype="float32", n_threads=1):
+    inputs, rows, *_ = NETWORKS[name]
+    return plans.build(name, optimizer, dtype, inputs, n_threads=n_threads), rows
+
+
+def step(name, dtype="float32", threads=tensor_parallel.OWNERS, rows=None):
+    """The program of a step, divided among threads."""
+    model, full = build(name, dtype=dtype)
+    x, y = plans.data(model, full, NETWORKS[name][0])
+    samples = training.checked(model, x, y, np.ones(full))
+    network = model._built()
+    plan = Lowering(network.stages, samples.x_feed, rows or full, full, network.backend.pad(dtype))
+    objective, update = training._objective(model, network), model._compiled()[1].update()
+    program = plan.train(objective, samples.y_feed, True, update)
+    before = sum(map(costs.flops, program.ops))
+    division.divide(program, dtype, threads)
+    assert sum(map(costs.flops, program.ops)) == before
+    return program
+
+
+# --- what is owned --------------------------------------------------------------------------------------------------
+
+
+def owned(inputs, units, rows, mode="train"):
+    """What `find` says of a network as it comes."""
+    model = fastnn.Sequential([Input((inputs,)), *(Dense(n, "relu") for n in units)])
+    model.compile("adam", "mse")
+    x, y = np.zeros((rows, inputs), "float32"), np.zeros((rows, units[-1]), "float32")
+    samples = training.checked(model, x, y)
+    recipe = training.recipe(model, mode, samples.x_feed, samples.y_feed)
+    split = tensor_parallel.find(recipe.lower(model.network, rows, rows))
+    return None if split is None else (split.before or "inputs", split.at)
+
+
+def test_what_is_owned(monkeypatch):
+    """As it is for the networks of the benchmark: the larger features, if the batch is small beside the weights."""
+    monkeypatch.undo()
+    assert owned(784, (256, 10), 32) == ("inputs", 384)  # whole words of the product that leaves out zeros
+    assert owned(784, (256, 10), 128) == ("inputs", 384)
+    assert owned(784, (256, 10), 256) is None  # 256 rows of 256 sums are more than a sixth of the weights
+    assert owned(784, (256, 10), 32, "evaluate") is None
+    assert owned(784, (256, 10), 32, "predict") is None
+    assert owned(100, (256, 128, 1), 64) == ("dense", 128)
+    assert owned(100, (256, 128, 1), 256) is None
+    assert owned(20, (64, 64, 1), 32) is None  # one thread is as fast
+    assert owned(20, (64, 64, 1), 256) is None  # gradients in parts are less to exchange
+    assert owned(784, (512, 256, 10), 32) is None  # the second layer is more than each could do for itself
+    assert owned(784, (512, 256, 10), 512) is None
+    assert owned(784, (2048, 2048, 10), 1024) is None
+    assert owned(5, (3, 1), 10) is None
+    assert owned(4096, (1,), 1024) is None
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_threads_own_what_they_should(name):
+    program = step(name)
+    assert len(program.apart) == 2
+    for part, each in enumerate(program.apart):
+        (summed,) = (op for op in each.ops if op.label == f"forward, part {part + 1}")
+        (combined,) = (op for op in each.ops if op.kernel == "rows.combine")
+        first = next(op.layer for op in each.ops if op.label.startswith("forward"))
+        assert (summed.layer == first) == (NETWORKS[name][2] == "inputs")
+        assert combined.layer == summed.layer
+    assert step(name, threads=1).apart == step(name, threads=3).apart == []
+
+
+# --- what threads share ---------------------------------------------------------------------------------------------
+
+
+def intervals(ops):
+    """The operations between two barriers; a step begins with one."""
+    found = [[]]
+    for op in ops:
+        if op.barrier:
+            found.append([])
+        found[-1].append(op)
+    return found
+
+
+def conflicts(program, dtype):
+    """Operations of one thread that read what another writes in the same interval, or write what it uses."""
+    found = []
+    for together in itertools.zip_longest(*(intervals(each.ops) for each in program.apart), fillvalue=()):
+        memory = plans.Memory()
+        for thread, ops in enumerate(together):
+            made = []
+            for op in ops:
+                reads, writes = plans.accesses(op, dtype)
+                reads, writes = ([(b, i, np.full(len(i), 1 << thread)) for b, i, _ in each] for each in (reads, writes))
+                if memory.conflicts(reads, writes):
+                    found.append(f"{op.layer} {op.label}")
+                made.append((reads, writes))
+            for reads, writes in made:
+                memory.add(reads, writes)
+    return found
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_races(name, dtype):
+    for rows in (1, 3, None):
+        program = step(name, dtype, rows=rows)
+        assert len({len(intervals(each.ops)) for each in program.apart}) == 1
+        assert conflicts(program, dtype) == []
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_barrier_is_superfluous(name):
+    program = step(name)
+    waits = [[op for op in each.ops if op.barrier] for each in program.apart]
+    assert [len(each) for each in waits] == [2, 2]
+    for pair in zip(*waits, strict=True):
+        for op in pair:
+            op.barrier = False
+        assert conflicts(program, "float32"), pair[0].label
+        for op in pair:
+            op.barrier = True
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_threads_write_is_their_own(name):
+    """Only the two sums are exchanged: nobody writes another's buffers, or parameters that another writes."""
+    program = step(name)
+    size = program.apart[0].arena // 2
+    wrote = []
+    for thread, each in enumerate(program.apart):
+        mine = set()
+        for op in each.ops:
+            for buffer, index, _ in plans.accesses(op, "float32")[1]:
+                if buffer == "arena":
+                    assert thread * size <= index.min() <= index.max() < (thread + 1) * size
+                else:
+                    mine |= {(buffer, i) for i in index.tolist()}
+            for buffer, index, _ in plans.accesses(op, "float32")[0]:
+                if buffer == "arena" and op.kernel != "rows.combine":
+                    assert thread * size <= index.min() <= index.max() < (thread + 1) * size
+        wrote.append(mine)
+    assert not wrote[0] & wrote[1]
+    alone = {
+        (buffer, i)
+        for op in step(name, threads=1).ops
+        for buffer, index, _ in plans.accesses(op, "float32")[1]
+        if buffer != "arena"
+        for i in index.tolist()
+    }
+    assert wrote[0] | wrote[1] == alone
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_other_teams(name, dtype, monkeypatch):
+    """For them it is a sum in two parts, of which one waits in a place of its own, with barriers where they belong."""
+    for threads in (1, 3):
+        monkeypatch.setattr(plans, "THREADS", threads)
+        monkeypatch.setattr(plans, "EVERYONE", (1 << threads) - 1)
+        program = step(name, dtype, threads)
+        (before,) = (op for op in program.ops if op.label == "forward, part 1")
+        ((_, place, _),) = plans.accesses(before, dtype)[1]
+        used = [each for op in program.ops for each in itertools.chain(*plans.accesses(op, dtype))]
+        at = [index for buffer, index, _ in used if buffer == "arena" and np.isin(index, place).any()]
+        assert len(at) == 2  # it is written, and read
+        assert all(np.array_equal(np.unique(index), np.unique(place)) for index in at)
+        assert max(index.max() for buffer, index, _ in used if buffer == "arena") < program.arena
+        assert races(program.ops, dtype) == []
+
+
+# --- the same bits --------------------------------------------------------------------------------------------------
+
+
+def trained(name, optimizer="adam", dtype="float32", threads=1, uint8=False, zeros=False, weighted=False):
+    """What two epochs with a short last batch leave."""
+    model, rows = build(name, optimizer, dtype, threads)
+    if uint8:
+        model.pop()
+        model = fastnn.Sequential(
+            [Input((NETWORKS[name][0],)), Rescaling(1 / 255), *plans.fresh(NETWORKS[name][3])],
+            dtype=dtype,
+            seed=3,
+            n_threads=threads,
+        )
+        model.compile(plans.OPTIMIZERS[optimizer](), *NETWORKS[name][4:])
+    samples = 6 * rows + 3
+    rng = np.random.default_rng(1)
+    x, y = plans.data(model, samples, NETWORKS[name][0])
+    x = rng.integers(0, 256, x.shape).astype("uint8") if uint8 else x
+    if zeros:
+        x = x * (rng.random(x.shape) < 0.2).astype(x.dtype)
+    weights = np.linspace(0, 2, samples) if weighted else None
+    history = model.fit(x, y, batch_size=rows, epochs=2, verbose=0, sample_weight=weights, validation_data=(x, y))
+    apart = [program._apart for program in model._programs._kept.values()]
+    assert any(apart) == (threads == 2)
+    padding = plans.padding(model._built(), model._built().params)
+    assert (padding == 0).all()
+    return [*model.get_weights(), model.predict(x, verbose=0), *history.history.values()]
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bits_are_those_of_one_thread(name, dtype):
+    one = trained(name, dtype=dtype)
+    for threads in (2, 3, 8):
+        for a, b in zip(one, trained(name, dtype=dtype, threads=threads), strict=True):
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("name", ["inputs", "many inputs", "units", "units, one unit"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *({"optimizer": optimizer} for optimizer in plans.OPTIMIZERS),
+        {"uint8": True},
+        {"zeros": True},
+        {"zeros": True, "dtype": "float64"},
+        {"weighted": True},
+    ],
+    ids=str,
+)
+def test_bits_of_variants(name, variant):
+    for a, b in zip(trained(name, **variant), trained(name, threads=2, **variant), strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_sum_in_parts_is_the_sum(name, monkeypatch):
+    """Beside the step of a network whose sums are not parted; float64."""
+    found = trained(name, dtype="float64", threads=2)
+    monkeypatch.setattr(tensor_parallel, "find", lambda program: None)
+    monkeypatch.setattr(tensor_parallel, "OWNERS", 0)  # nobody owns anything
+    for a, b in zip(found, whole(name), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def whole(name):
+    return trained(name, dtype="float64", threads=1)
+
+
+def test_a_short_batch_is_divided_in_its_own_way():
+    """Gradients in parts of a full batch must not lie where a short one, whose units are owned, has padding, which
+    products that leave out zeros look at.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((532, 100)).astype("float32") * (rng.random((532, 100)) < 0.2)
+    y = rng.standard_normal((532, 5)).astype("float32")
+
+    def weights(threads):
+        layers = [Input((100,)), Dense(64, "relu"), Dense(60, "relu"), Dense(5)]
+        model = fastnn.Sequential(layers, seed=0, n_threads=threads)
+        model.compile("adam", "mse")
+        model.fit(x, y, batch_size=512, epochs=3, verbose=0)
+        (program,) = model._programs._kept.values()
+        record = program.run_record[0]
+        assert record["apart"] == 0
+        assert (record["short_apart"] != 0) == (threads == 2)
+        network = model._built()
+        assert all((plans.padding(network, buffer) == 0).all() for buffer in (network.params, *network.state))
+        return model.get_weights()
+
+    for a, b in zip(weights(1), weights(2), strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("name", ["inputs", "units"])
+def test_steps_one_by_one_and_batches_of_any_size(name):
+    """`train_on_batch`-like steps share one arena: what is padding to one batch is padding to the next."""
+    sizes = [8, 16, 5, 8, 40, 1, 16, 8]
+
+    def weights(threads):
+        model, _ = build(name, n_threads=threads)
+        x, y = plans.data(model, sum(sizes), NETWORKS[name][0])
+        starts = np.cumsum([0, *sizes])
+
+        def batches():
+            while True:
+                for a, b in itertools.pairwise(starts):
+                    yield x[a:b], y[a:b]
+
+        model.fit(batches(), steps_per_epoch=2 * len(sizes), epochs=2, verbose=0)
+        return model.get_weights()
+
+    one = weights(1)
+    for threads in (2, 3):
+        for a, b in zip(one, weights(threads), strict=True):
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.usefixtures("networks")
+def test_profile_counts_what_each_thread_does():
+    """Rows are the operations of a thread; their multiply-adds are those of all threads."""
+    model, rows = build("inputs", n_threads=2)
+    x, y = plans.data(model, 4 * rows, 100)
+    found = model.profile(x, y, batch_size=rows, seconds=0.01)
+    program = step("inputs")
+    by_name = {row.name: row for row in found.rows}
+    summed = next(op for op in step("inputs", threads=1).ops if op.label == "forward")
+    assert by_name["dense forward, part 1"].flops == 2 * rows * 100 * summed.fields["n"]
+    assert by_name["dense forward, sum of parts"].flops == 0
+    labels = [op.label.replace("sparse_categorical_", "") for op in program.apart[0].ops]
+    labels.remove("gather weights")
+    assert [row.operation for row in found.rows] == labels
+    repeated = next(op for op in program.ops if op.layer == "dense_1" and op.label == "forward")
+    assert by_name["dense_1 forward"].flops == 2 * costs.flops(repeated)
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bytes_are_those_of_the_operands(name, dtype):
+    size = np.dtype(dtype).itemsize
+    program = step(name, dtype)
+    for op in (op for each in (program, *program.apart) for op in each.ops):
+        reads, writes = plans.accesses(op, dtype)
+        if op.record in (records.GATHER, records.LABELS, records.TOTAL):
+            continue
+        expected = sum(len(np.unique(index)) for _, index, _ in reads + writes) * size
+        if op.kernel == "rows.combine":  # its bias is not counted
+            expected -= len(reads[-1][1]) * size if op.epilogue.fields["bias"] else 0
+        assert costs.moved(op, size) == expected, (op.layer, op.label)
+
+
+def test_lowered_programs_are_as_before():
+    """Other modes than training are not touched."""
+    model = plans.build("mlp")
+    for mode in ("evaluate", "predict"):
+        program = lower(model, mode, 8, 8)
+        assert tensor_parallel.find(program) is None
