@@ -316,7 +316,7 @@ def test_a_short_batch_is_divided_in_its_own_way():
     y = rng.standard_normal((532, 5)).astype("float32")
 
     def weights(threads):
-        layers = [Input((100,)), Dense(64, "relu"), Dense(60, "relu"), Dense(5)]
+        layers = [Input((100,)), Dense(128, "relu"), Dense(64, "relu"), Dense(5)]
         model = fastnn.Sequential(layers, seed=0, n_threads=threads)
         model.compile("adam", "mse")
         model.fit(x, y, batch_size=512, epochs=3, verbose=0)
