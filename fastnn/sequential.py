@@ -34,7 +34,8 @@ class Sequential:
         threads.
     n_threads : int, optional
         Threads to use at most; the default is `fastnn.get_num_threads`.  Small steps take one, and those of middling
-        size one or all, whichever is faster while they run.  The results are the same.
+        size one or all, whichever is faster while they run; never more than there are CPUs, since others would wait
+        for these.  The results are the same.
     name : str, optional
         Shown by `summary`.
 

@@ -11,11 +11,15 @@ EPOCH = array.array("q", [0])  # which setting this is; compiled code reads it w
 
 
 @functools.cache
+def cpus() -> int:
+    """CPUs this process may run on: its affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
 def available_cpus() -> int:
     """CPUs this process may use: its affinity, its cgroup's quota or joblib's limit for workers, whichever is least."""
-    limits = [os.cpu_count() or 1]
-    if hasattr(os, "sched_getaffinity"):
-        limits.append(len(os.sched_getaffinity(0)))
+    limits = [cpus()]
     quota = _cgroup_quota()
     if quota is not None:
         limits.append(max(1, math.ceil(quota)))
@@ -51,6 +55,14 @@ def check_threads(n_threads: int | None, name: str = "n_threads") -> int:
     if not 1 <= n_threads <= 1024:
         raise ValueError(f"{name} must be between 1 and 1024, got {n_threads}")
     return int(n_threads)
+
+
+def team(n_threads: int | None) -> int:
+    """How many threads a model's steps get: `check_threads`, but no more than there are CPUs.
+
+    More of them would wait for each other, eight on two CPUs 1.2 to 1.8 times as long; the bits are the same.
+    """
+    return min(check_threads(n_threads), cpus())
 
 
 def set_num_threads(n: int | None) -> None:

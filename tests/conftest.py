@@ -2,6 +2,7 @@
 
 import pytest
 
+from fastnn import threads, training
 from fastnn.cpu import builtin, calls
 
 TABLES = (calls.MAPS, calls.UPDATES, calls.PRODUCTS, calls.LOSSES)
@@ -11,6 +12,12 @@ def forget():
     for table in TABLES:
         table.clear()
         table._calls.clear()
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads_as_asked_for(monkeypatch):
+    """Models have them although there are fewer CPUs."""
+    monkeypatch.setattr(training, "team", threads.check_threads)
 
 
 @pytest.fixture(params=["direct", "ordinary"])

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import fastnn
+from fastnn import threads as settings
 from fastnn import training
-from fastnn.cpu import executable, team
+from fastnn.cpu import executable, placement, team
 from fastnn.layers import Dense, Dropout, Input
 
 LIMIT = 60  # seconds after which something hangs
@@ -65,6 +66,27 @@ def test_more_threads_than_cpus(threads):
     seconds = time.perf_counter() - start
     assert_same(alone.get_weights(), many.get_weights())
     assert seconds < 5  # 0.3 here; 14 with threads that spin instead of yielding
+
+
+def test_no_more_threads_than_cpus(monkeypatch):
+    monkeypatch.setattr(settings, "cpus", lambda: 2)
+    monkeypatch.setattr(training, "team", settings.team)
+    assert [settings.team(n) for n in (1, 2, 3, 1024)] == [1, 2, 2, 2]
+    with pytest.raises(ValueError, match="n_threads must be between 1 and 1024, got 0"):
+        settings.team(0)
+    model = build(8)
+    fit(model)
+    assert model.n_threads == 8
+    assert {key[0].threads for key in model._programs._kept} == {2}
+    model.predict(samples()[0], verbose=0)
+    assert all(key[-1] == 2 for key in model._programs.calls)
+    alone = build(1)
+    fit(alone)
+    assert_same(model.get_weights(), alone.get_weights())
+
+
+def test_cpus_are_those_of_the_process():
+    assert settings.cpus() == (len(placement.allowed()) or os.cpu_count())
 
 
 def test_a_crowd_does_not_spin(monkeypatch):
