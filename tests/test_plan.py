@@ -38,6 +38,8 @@ NETWORKS = {
     "deep": ([Dense(33, "tanh"), Dense(16, "sigmoid"), Dense(17, "leaky_relu"), Dense(3)], "mse", ["mae"]),
     "one": ([Dense(1, "sigmoid")], "binary_crossentropy", ["accuracy"]),
     "one at last": ([Dense(40, "relu"), Dense(33, "tanh"), Dense(1, "sigmoid")], "binary_crossentropy", ["accuracy"]),
+    "small, one at last": ([Dense(20, "relu"), Dense(18, "tanh"), Dense(1, "sigmoid")], "binary_crossentropy", []),
+    "one in between": ([Dense(20, "relu"), Dense(1, "tanh"), Dense(18, "relu"), Dense(1, use_bias=False)], "mse", []),
     "dropout": ([Dropout(0.1), Dense(21, "relu"), Dropout(0.5), Dense(5, "softmax")], "categorical_crossentropy", []),
     "activations": (
         [Activation("tanh"), Dense(7), Activation("relu"), Activation("tanh"), Dense(6, "softmax")],
@@ -174,7 +176,7 @@ def accesses(op, dtype):
                 parts += [part for name in ("p", "s0", "s1") for part in matrix(s[name], 1, s["n"], 0, EVERYONE)]
             return reads + parts, parts
         if op.sums:
-            parts = matrix(op.sums.fields["c"], 1, n, 0, owner)
+            parts = matrix(op.sums.fields["c"], 1, 1 if op.kernel.startswith("gemv.") else n, 0, owner)
             return reads, parts + matrix(e["c"], m, n, e["c_row"], owner)
         columns = 1 if e.get("one_bias") else n
         reads += matrix(e.get("bias"), 1, columns, 0, EVERYONE) + matrix(e.get("y"), m, n, e["c_row"], owner)
@@ -405,7 +407,7 @@ def test_padding_stays_zero(name, optimizer, dtype):
 
 @pytest.mark.usefixtures("in_parts")
 @pytest.mark.parametrize("rows", [32, 64])
-@pytest.mark.parametrize("name", ["mlp", "deep", "dropout", "softmax inside"])
+@pytest.mark.parametrize("name", ["mlp", "deep", "dropout", "softmax inside", "small, one at last", "one in between"])
 def test_barriers_of_gradients_in_parts(name, rows):
     """They are where dependencies are, and nowhere else."""
     for dtype in ("float32", "float64"):
@@ -441,10 +443,10 @@ def test_what_is_done_in_parts():
 
     one = ("dense", "gradients + adam"), ("dense_1", "gradients + adam"), ("dense_2", "gradients + adam")
     assert updates(256, 64, 64) == [
+        *(("dense_2", f"gradients, part {i}") for i in (1, 2)),  # of a single unit, whose parameters follow
         *(("dense_1", f"gradients, part {i}") for i in (1, 2)),
         *(("dense", f"gradients, part {i}") for i in (1, 2)),
-        one[2],
-        ("dense to dense_1", "adam"),
+        ("dense to dense_2", "adam"),
     ]
     assert updates(64, 16, 16) == [one[2], one[1], one[0]]  # is too little work
     assert updates(256, 192, 208) == [one[2], one[1], one[0]]  # 192 x 208 are more than 256 rows of 192 and 208
@@ -483,7 +485,7 @@ def test_teams_give_the_same_bits(samples, name, optimizer, dtype):
 @pytest.mark.usefixtures("small_steps_in_teams")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("samples", [150, 129])  # of the last batch, 22 and 1
-@pytest.mark.parametrize("name", ["mlp", "deep", "dropout", "softmax inside"])
+@pytest.mark.parametrize("name", ["mlp", "deep", "dropout", "softmax inside", "small, one at last", "one in between"])
 def test_parts_give_the_same_bits(name, samples, optimizer, monkeypatch):
     found = []
 

@@ -23,14 +23,18 @@ LEAST = (
 def split(program: Program, dtype: str) -> None:
     """Replace the updates of layers by sums of parts and updates by these, if that pays for all that share tiles."""
     updates = [op for op in program.ops if op.epilogue is not None and op.epilogue.record is UPDATE]
-    small = [op for op in updates if not op.kernel.startswith("gemv.")]
+    small = [op for op in updates if not _single(op)]
     work = sum(_number(op, "m") * _number(op, "n") * _number(op, "k") for op in small)
     if not small or work < LEAST or not all(_pays(op, dtype) for op in small):
         return
+    # A single unit's gradients join them where its parameters follow, and so does their update.
+    joining = [op for op in updates if not _single(op) or op.sums is not None]
+    groups = [group for group in _neighbours(joining, dtype) if not all(map(_single, group))]
+    joined = [op for group in groups for op in group]
     sums: list[Op] = []
-    rest = [op for op in updates if op not in small]
-    for group in _neighbours(small):
-        parts, update = _split(group, program)
+    rest = [op for op in updates if not any(op is each for each in joined)]
+    for group in groups:
+        parts, update = _split(group, program, dtype)
         sums += parts
         rest.append(update)
     # All sums before all updates: threads wait once, in between.
@@ -38,11 +42,16 @@ def split(program: Program, dtype: str) -> None:
     program.ops[first : first + len(updates)] = [*sums, *rest]
 
 
-def _neighbours(updates: list[Op]) -> list[list[Op]]:
+def _single(op: Op) -> bool:
+    """Whether an update is that of a single unit, whose gradient is a row times a matrix."""
+    return op.kernel.startswith("gemv.")
+
+
+def _neighbours(updates: list[Op], dtype: str) -> list[list[Op]]:
     """Those whose parameters follow each other: one update does for all of them."""
     groups: list[list[Op]] = []
     for op in sorted(updates, key=_place):
-        if groups and _place(groups[-1][-1]) + _size(groups[-1][-1]) == _place(op):
+        if groups and _place(groups[-1][-1]) + _size(groups[-1][-1], dtype) == _place(op):
             groups[-1].append(op)
         else:
             groups.append([op])
@@ -57,9 +66,21 @@ def _place(op: Op) -> int:
     return kernel.offset
 
 
-def _size(op: Op) -> int:
-    """How many there are, with the bias."""
-    return (_number(op, "m") + (op.sums is not None)) * _number(op, "n")
+def _size(op: Op, dtype: str) -> int:
+    """How many there are, with the bias, in whole vectors."""
+    lanes = blocking.CPU.lanes(dtype)
+    return _behind(op) + (-(-_number(op.sums, "n") // lanes) * lanes if op.sums is not None else 0)
+
+
+def _behind(op: Op) -> int:
+    """How far behind its kernel a bias begins, or would begin."""
+    assert op.epilogue is not None
+    if op.sums is None:
+        return _number(op, "m") * _number(op, "n")
+    kernel, bias = op.epilogue.fields["p"], op.sums.fields["p"]
+    assert isinstance(kernel, Ref)
+    assert isinstance(bias, Ref)
+    return bias.offset - kernel.offset
 
 
 def _pays(op: Op, dtype: str) -> bool:
@@ -86,9 +107,9 @@ def joined(op: Op, *, sums: bool = True) -> bool:
     return True
 
 
-def _split(group: list[Op], program: Program) -> tuple[list[Op], Op]:
+def _split(group: list[Op], program: Program, dtype: str) -> tuple[list[Op], Op]:
     """The sums of parts for these layers, and one update by them."""
-    size = sum(_size(op) for op in group)
+    size = sum(_size(op, dtype) for op in group)
     start = -(-program.arena // ALIGNED) * ALIGNED
     program.arena = start + PARTS * size
     sums = []
@@ -110,7 +131,7 @@ def _split(group: list[Op], program: Program) -> tuple[list[Op], Op]:
 
 def _sum(op: Op, part: int, where: int) -> Op:
     """The gradients of a layer over a part of the batch, which are left in the arena."""
-    m, n, k = (_number(op, name) for name in ("m", "n", "k"))
+    n, k = _number(op, "n"), _number(op, "k")
     low, high = k * part // PARTS, k * (part + 1) // PARTS
     a, b = op.fields["a"], op.fields["b"]
     assert isinstance(a, Ref)
@@ -123,11 +144,18 @@ def _sum(op: Op, part: int, where: int) -> Op:
         "part": part + 1,
         "joined": 0,
     }
-    found = Op("small.fused", GEMM, fields, reads=op.reads, writes=(f"part {part + 1} {op.layer}",), layer=op.layer)
+    found = Op(
+        op.kernel if _single(op) else "small.fused",
+        GEMM,
+        fields,
+        reads=op.reads,
+        writes=(f"part {part + 1} {op.layer}",),
+        layer=op.layer,
+    )
     found.label = f"gradients, part {part + 1}"
     found.epilogue = _store(Ref("arena", where), n)
     if op.sums is not None:
-        found.sums = _store(Ref("arena", where + m * n), n)
+        found.sums = _store(Ref("arena", where + _behind(op)), n)
     return found
 
 

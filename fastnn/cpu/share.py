@@ -2,6 +2,7 @@
 
 from fastnn.cpu.blocking import LINE
 from fastnn.cpu.jit import device
+from fastnn.cpu.parts import PARTS
 from fastnn.cpu.simd import fetch_add, is_null
 
 
@@ -11,6 +12,18 @@ def share(tasks, thread, threads):
     if threads == 1:
         return 0, tasks  # without the divisions, which take longer than some kernels' work
     return tasks * thread // threads, tasks * (thread + 1) // threads
+
+
+@device
+def share_of_part(tasks, part, thread, threads):
+    """As `share`, where operations that sum over a part of the batch (from 1; 0: all of it) have threads of their own,
+    if these can be parted."""
+    if part > 0 and threads % PARTS == 0:
+        threads //= PARTS
+        thread -= (part - 1) * threads
+        if not 0 <= thread < threads:
+            return 0, 0
+    return share(tasks, thread, threads)
 
 
 @device

@@ -13,8 +13,7 @@ it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 from fastnn.cpu.blocking import MR, TILES
 from fastnn.cpu.gemm import FEW, HALF, LINE, add_rows, are_halves, pack_panel, sum_rows
 from fastnn.cpu.jit import device, kernel
-from fastnn.cpu.parts import PARTS
-from fastnn.cpu.share import claim, share
+from fastnn.cpu.share import claim, share, share_of_part
 from fastnn.cpu.simd import (
     add_row,
     call_epilogue,
@@ -263,18 +262,12 @@ def fused(op, run, step, thread):
     total = (op.n + 2 * w - 1) // (2 * w) * tiles
     packed = offset(op.scratch, thread * op.scratch_stride)
     first, last, each, tasks, task, owner = 0, total, 0, 0, 0, thread
-    threads = run.threads
-    if op.part and threads % PARTS == 0:  # each part of the batch has threads of its own
-        threads //= PARTS
-        thread -= (op.part - 1) * threads
-        if not 0 <= thread < threads:
-            return
     if not is_null(claims):
         each = op.rows // MR  # tiles of a task
         tasks = (total + each - 1) // each
         owner, task = claim(claims, tasks, thread, run.threads, owner)
     elif not op.by_rows:
-        first, last = share(total, thread, threads)
+        first, last = share_of_part(total, op.part, thread, run.threads)
     while task >= 0:
         if tasks > 0:
             first, last = task * each, min((task + 1) * each, total)
