@@ -159,10 +159,12 @@ def _own(op: Op, split: Split, owner: int, where: Ref) -> list[Op]:
     if op.layer == split.before:
         return [_columns(op, low, high, sums=True)]
     if _updates(op):
-        if not of_layer:  # its inputs are shared evenly
-            inputs = _int(op, "n") if _int(op, "m") == 1 else _int(op, "m")
-            low, high = inputs * owner // OWNERS, inputs * (owner + 1) // OWNERS
-        own = _columns(op, low, high) if _int(op, "m") == 1 else _rows(op, low, high)
+        single = _int(op, "m") == 1
+        if not of_layer:  # inputs are shared; of a single unit in whole vectors, since these are what is written
+            inputs, whole = (_int(op, "n"), VECTOR) if single else (_int(op, "m"), 1)
+            at = min(-(-inputs // OWNERS // whole) * whole, inputs)
+            low, high = (0, at) if owner == 0 else (at, inputs)
+        own = _columns(op, low, high) if single else _rows(op, low, high)
         own.sums = own.sums if owner == 0 else None
         return [own]
     if of_layer and op.record is GEMM:  # the input gradient
