@@ -141,7 +141,9 @@ def programs(program: Program, split: Split) -> list[Program]:
 
 
 def set_barriers(program: Program) -> None:
-    """Let an owner wait for the others' sums, and before updates: of parameters, and then sums, that others read."""
+    """Let an owner wait for the others' sums, and before updates of parameters (and, in the next step, of sums) that
+    others may still read.
+    """
     waits = [op for op in program.ops if op.kernel == "rows.combine"]
     waits += [op for op in program.ops if _updates(op)][:1]
     for op in program.ops:
