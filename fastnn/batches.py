@@ -41,10 +41,9 @@ class Family:
 
     def _make(self, rows: int) -> Any:
         program = self.recipe.lower(self.network, rows, self.capacity)
-        made = self.recipe.executable(self.network, program, None, rows, self._lender)
-        if self._lender is None or made.arena.size > self._lender.arena.size:
-            self._lender = made
-        return made
+        # It has the lender's memory or, where that was not enough, more.
+        self._lender = self.recipe.executable(self.network, program, None, rows, self._lender)
+        return self._lender
 
 
 class Batches:

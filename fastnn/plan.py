@@ -141,10 +141,11 @@ class Lowering:
     ) -> None:
         sparse = self.x.sparse and reads[0] == "a0" and fields["n"] != 1
         self.flops += 2 * int(fields["m"]) * int(fields["n"]) * int(fields["k"])  # type: ignore[arg-type]
-        if fields["n"] == 1:
+        swapped = fields["n"] == 1
+        if swapped:
             # A column lies in memory without gaps, as a row, and so it is computed: C' = B' A'.
-            swapped = {"a": "b", "a_row": "b_col", "a_col": "b_row", "b": "a", "b_row": "a_col", "b_col": "a_row"}
-            fields = {**fields, **{to: fields[of] for to, of in swapped.items()}, "m": 1, "n": fields["m"]}
+            names = {"a": "b", "a_row": "b_col", "a_col": "b_row", "b": "a", "b_row": "a_col", "b_col": "a_row"}
+            fields = {**fields, **{to: fields[of] for to, of in names.items()}, "m": 1, "n": fields["m"]}
             batch = batch and "n"
             if epilogue.record is records.FORWARD:
                 epilogue.fields["one_bias"] = 1
@@ -152,7 +153,7 @@ class Lowering:
         op = Op("gemm.gemm", records.GEMM, fields, reads=reads + epilogue.reads, writes=writes, batch=batch)
         op.epilogue, op.sums = epilogue, sums
         op.layer, op.label = name
-        op.sparse = sparse
+        op.sparse, op.swapped = sparse, swapped
         self.ops.append(op)
 
     # --- forward ------------------------------------------------------------------------------------------------

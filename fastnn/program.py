@@ -11,6 +11,7 @@ The buffers of a program:
 ``params``      weights and biases of all layers, rows padded (see `Affine`)
 ``state0/1``    the optimizer's state, the same layout as ``params``
 ``arena``       activations, gradients, gathered batches: everything within a step
+``apart``       the same for a second thread that does operations by itself
 ``totals``      float64 sums over the steps of a run: the loss, then the metrics
 ``x y weight index out``   the caller's arrays, bound for each run
 ==============  ==================================================================
@@ -49,6 +50,7 @@ class Op:
     batch: str = ""  # of a product: its dimension, m or n, that counts rows of the batch
     epilogue: "Op | None" = None
     sparse: bool = False  # of a product: most of A is 0, which it may leave out; the backend decides whether it does
+    swapped: bool = False  # of a product with a single column: it is computed as a row, C' = B' A'
     sums: "Op | None" = None  # of a product A' D: the epilogue for the sum of D's rows
     barrier: bool = False
     layer: str = ""  # what a profile calls it: the layer it belongs to,
@@ -59,7 +61,8 @@ class Op:
 class Program:
     """The operations of a step, the size of its arena in elements, and the multiply-adds of its products, times two.
 
-    `apart` is what each of some threads does instead, if they do operations by themselves and do not share each.
+    `apart` is what each of two threads does instead, if they do operations by themselves and do not share each; the
+    second one has buffers of its own in an arena of its own, ``apart``.
     """
 
     ops: list[Op]

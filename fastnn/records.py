@@ -137,7 +137,7 @@ UPDATE = Record(  # one optimizer update of p by the gradient
 
 # --- row and element-wise kernels ------------------------------------------------------------------------------
 
-MAP = Record(  # y = f(x), element by element
+MAP = Record(  # y = f(x), element by element; or an epilogue of x + g (rows.combine)
     "map",
     x="T*",
     y="T*",
@@ -308,7 +308,7 @@ PYTHON = Record(  # addresses in Python and NumPy
 RUN = Record(
     "run",
     threads="int",
-    table="int",  # address of the records of a full step
+    table="int",  # address of the records of a full step: of all threads, or of one that works alone
     records="int",
     short_table="int",  # the records of a step with fewer rows
     short_records="int",

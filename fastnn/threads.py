@@ -10,10 +10,9 @@ _chosen: int | None = None
 EPOCH = array.array("q", [0])  # which setting this is; compiled code reads it where it keeps what depends on threads
 
 
-@functools.cache
 def cpus() -> int:
-    """CPUs this process may run on: its affinity."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs this process may run on now: the affinity of its first thread, since others may be kept to some CPUs."""
+    return len(os.sched_getaffinity(os.getpid())) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
@@ -57,16 +56,17 @@ def check_threads(n_threads: int | None, name: str = "n_threads") -> int:
     return int(n_threads)
 
 
-def team(n_threads: int | None) -> int:
-    """How many threads a model's steps get: `check_threads`, but no more than there are CPUs.
+def usable_threads(n_threads: int | None) -> int:
+    """How many threads the steps of a model get: `check_threads`, but no more than there are CPUs.
 
     More of them would wait for each other, eight on two CPUs 1.2 to 1.8 times as long; the bits are the same.
     """
-    return min(check_threads(n_threads), cpus())
+    wanted = check_threads(n_threads)
+    return wanted if wanted <= available_cpus() else min(wanted, cpus())
 
 
 def set_num_threads(n: int | None) -> None:
-    """Set how many threads models and functions use unless told otherwise.
+    """Set how many threads models and functions use at most, unless told otherwise.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def get_num_threads() -> int:
-    """Return how many threads models and functions use unless told otherwise.
+    """Return how many threads models and functions use at most, unless told otherwise.
 
     Without `set_num_threads` this is the number of CPUs the process may use: its affinity, its cgroup's quota and
     ``FASTNN_NUM_THREADS`` or ``OMP_NUM_THREADS``, whichever is least.

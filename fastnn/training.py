@@ -13,7 +13,7 @@ from fastnn import _names, data, metrics
 from fastnn.plan import Lowering
 from fastnn.program import Program
 from fastnn.stages import Affine, Feed, Objective, Update
-from fastnn.threads import team
+from fastnn.threads import usable_threads
 
 if TYPE_CHECKING:
     from fastnn.losses import Loss
@@ -102,7 +102,7 @@ def recipe(
     """The recipe for a model as it is now, or with a network that is not yet its own."""
     objective = _objective(model, network or model._built()) if mode != "predict" else None
     update = model._compiled()[1].update() if mode == "train" else None
-    return Recipe(mode, x, y, weighted, objective, update, team(model.n_threads))
+    return Recipe(mode, x, y, weighted, objective, update, usable_threads(model.n_threads))
 
 
 def executable(
@@ -185,7 +185,7 @@ def adopt(model: Sequential, network: Network) -> None:
 
 def _layout(model: Sequential, x: np.ndarray, batch: int | None, whole: bool) -> tuple:
     """All that `predict` checks of an array, or that its executable depends on, but for the model."""
-    return x.shape, x.strides, x.dtype, x.flags.aligned, batch, whole, team(model.n_threads)
+    return x.shape, x.strides, x.dtype, x.flags.aligned, batch, whole, usable_threads(model.n_threads)
 
 
 def _predict_again(model: Sequential, x: object, batch_size: int | None, whole: bool) -> np.ndarray | None:

@@ -17,7 +17,7 @@ def forget():
 @pytest.fixture(autouse=True)
 def as_many_threads_as_asked_for(monkeypatch):
     """Models have them although there are fewer CPUs."""
-    monkeypatch.setattr(training, "team", threads.check_threads)
+    monkeypatch.setattr(training, "usable_threads", threads.check_threads)
 
 
 @pytest.fixture(params=["direct", "ordinary"])

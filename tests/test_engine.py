@@ -69,11 +69,12 @@ def test_more_threads_than_cpus(threads):
 
 
 def test_no_more_threads_than_cpus(monkeypatch):
+    monkeypatch.setattr(settings, "available_cpus", lambda: 1)
     monkeypatch.setattr(settings, "cpus", lambda: 2)
-    monkeypatch.setattr(training, "team", settings.team)
-    assert [settings.team(n) for n in (1, 2, 3, 1024)] == [1, 2, 2, 2]
+    monkeypatch.setattr(training, "usable_threads", settings.usable_threads)
+    assert [settings.usable_threads(n) for n in (1, 2, 3, 1024)] == [1, 2, 2, 2]
     with pytest.raises(ValueError, match="n_threads must be between 1 and 1024, got 0"):
-        settings.team(0)
+        settings.usable_threads(0)
     model = build(8)
     fit(model)
     assert model.n_threads == 8
@@ -86,7 +87,17 @@ def test_no_more_threads_than_cpus(monkeypatch):
 
 
 def test_cpus_are_those_of_the_process():
-    assert settings.cpus() == (len(placement.allowed()) or os.cpu_count())
+    """Not those that a thread is kept to, which may be the first one that asks."""
+    before, found = len(placement.allowed()) or os.cpu_count(), []
+
+    def ask():
+        placement.keep_to(set(placement.allowed()[:1]))
+        found.append(settings.cpus())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert found == [before] == [settings.cpus()]
 
 
 def test_a_crowd_does_not_spin(monkeypatch):

@@ -173,10 +173,11 @@ def accesses(op, dtype):
             parts = [part for name in ("p", "s0", "s1") for part in matrix(e[name], m, n, e["p_row"], EVERYONE)]
             if op.sums:
                 s = op.sums.fields
+                assert s["n"] == (1 if op.swapped else n)  # kernels sum the columns that they compute
                 parts += [part for name in ("p", "s0", "s1") for part in matrix(s[name], 1, s["n"], 0, EVERYONE)]
             return reads + parts, parts
         if op.sums:
-            parts = matrix(op.sums.fields["c"], 1, 1 if op.kernel.startswith("gemv.") else n, 0, owner)
+            parts = matrix(op.sums.fields["c"], 1, 1 if op.swapped else n, 0, owner)
             return reads, parts + matrix(e["c"], m, n, e["c_row"], owner)
         columns = 1 if e.get("one_bias") else n
         reads += matrix(e.get("bias"), 1, columns, 0, EVERYONE) + matrix(e.get("y"), m, n, e["c_row"], owner)
@@ -184,8 +185,8 @@ def accesses(op, dtype):
         return reads, matrix(e["c"], m, n, e["c_row"], owner)
     if kind is records.TOTAL:
         reads = matrix(f["value"], 1, f["rows"], 0, 1) + matrix(f["weight"], 1, f["rows"], 0, 1)
-        if f["totals"].buffer == "arena":
-            return reads, matrix(Ref("arena", f["totals"].offset + f["slot"] * words), 1, words, 0, 1)
+        if f["totals"].buffer != "totals":  # nobody reads them
+            return reads, matrix(Ref(f["totals"].buffer, f["totals"].offset + f["slot"] * words), 1, words, 0, 1)
         return reads, [("totals", np.array([f["slot"]]), np.array([1]))]
     if kind is records.UPDATE:
         owner = by_row(-(-f["n"] // 64)).repeat(64)[: f["n"]][:, None]

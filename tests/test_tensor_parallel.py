@@ -7,15 +7,19 @@ import itertools
 import numpy as np
 import pytest
 import test_plan as plans
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_plan import lower, races
 
 import fastnn
 from fastnn import costs, records, training
-from fastnn.cpu import division, executable, tensor_parallel
+from fastnn.batches import Family
+from fastnn.cpu import division, executable, tensor_parallel, trial
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.plan import Lowering
 
 SPARSE = "sparse_categorical_crossentropy"
+ARENAS = "arena", "apart"  # of the threads
 # Name: inputs, rows, what is owned, layers, loss, metrics.
 NETWORKS = {
     "inputs": (100, 8, "inputs", [Dense(48, "relu"), Dense(5, "softmax")], SPARSE, ["accuracy"]),
@@ -33,6 +37,22 @@ NETWORKS = {
     "units": (40, 16, "units", [Dense(64, "relu"), Dense(32, "relu"), Dense(1)], "mse", ["mae"]),
     "units, one unit at last": (40, 8, "units", [Dense(64), Dense(39, "relu"), Dense(1, "tanh")], "mse", []),
     "units, few at last": (40, 8, "units", [Dense(64, "tanh"), Dense(9, "relu"), Dense(1)], "mse", []),
+    "inputs, one unit in between": (
+        100,
+        8,
+        "inputs",
+        [Dense(48, "relu"), Dense(1, "tanh"), Dense(70, "relu"), Dense(3)],
+        "mse",
+        [],
+    ),
+    "units, one unit in between": (
+        40,
+        8,
+        "units",
+        [Dense(64, "relu"), Dense(1, "tanh"), Dense(70, "relu"), Dense(40, use_bias=False), Dense(1)],
+        "mse",
+        [],
+    ),
     "units, one unit": (20, 40, "units", [Dense(128, "leaky_relu"), Dense(1, "sigmoid")], "binary_crossentropy", []),
     "units, softmax": (30, 20, "units", [Dense(96, "tanh", use_bias=False), Dense(21, "softmax")], SPARSE, []),
     "units, no bias": (33, 16, "units", [Dense(64), Dense(19, use_bias=False), Dense(3, "tanh")], "mse", []),
@@ -199,19 +219,19 @@ def test_what_threads_write_is_their_own(name):
         return {(buffer, i + k) for i in index.tolist() for k in range(16 if i % 16 == 0 else 1)}
 
     program = step(name)
-    size = program.apart[0].arena // 2
     wrote = []
     for thread, each in enumerate(program.apart):
         mine = set()
         for op in each.ops:
             for buffer, index, _ in plans.accesses(op, "float32")[1]:
-                if buffer == "arena" and len(index):
-                    assert thread * size <= index.min() <= index.max() < (thread + 1) * size
+                if buffer in ARENAS:
+                    assert buffer == ARENAS[thread]
+                    assert index.max(initial=0) < each.arena
                 else:
                     mine |= parameters(buffer, index)
-            for buffer, index, _ in plans.accesses(op, "float32")[0]:
-                if buffer == "arena" and len(index) and op.kernel != "rows.combine":
-                    assert thread * size <= index.min() <= index.max() < (thread + 1) * size
+            for buffer, _, _ in plans.accesses(op, "float32")[0]:
+                if buffer in ARENAS and op.kernel != "rows.combine":
+                    assert buffer == ARENAS[thread]
         wrote.append(mine)
     assert not wrote[0] & wrote[1]
     alone = set()
@@ -263,7 +283,7 @@ def trained(name, optimizer="adam", dtype="float32", threads=1, uint8=False, zer
         x = x * (rng.random(x.shape) < 0.2).astype(x.dtype)
     weights = np.linspace(0, 2, samples) if weighted else None
     history = model.fit(x, y, batch_size=rows, epochs=2, verbose=0, sample_weight=weights, validation_data=(x, y))
-    apart = [program._apart for program in model._programs._kept.values()]
+    apart = [program._own_tables for program in model._programs._kept.values()]
     assert any(apart) == (threads == 2)
     padding = plans.padding(model._built(), model._built().params)
     assert (padding == 0).all()
@@ -403,3 +423,79 @@ def test_lowered_programs_are_as_before():
     for mode in ("evaluate", "predict"):
         program = lower(model, mode, 8, 8)
         assert tensor_parallel.find(program) is None
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("name", ["many inputs", "units"])
+def test_one_thread_in_turns_with_two(name, monkeypatch):
+    """As `trial` alternates them: what one leaves in the arena, the other does not read."""
+    alone = trained(name)
+    monkeypatch.setattr(executable, "TOGETHER", 1 << 60)
+    for length in ("SLICE", "SOON", "PERIOD", "LOOK"):
+        monkeypatch.setattr(trial, length, 1e-9)  # slices of a step
+    monkeypatch.setattr(trial, "NEW", 1)
+    ways = []
+    monkeypatch.setattr(executable.Executable, "_slice", noted(executable.Executable._slice, ways))
+    for a, b in zip(alone, trained(name, threads=2), strict=True):
+        assert np.array_equal(a, b)
+    assert min(ways.count(trial.TEAM), ways.count(trial.ONE)) > 3
+
+
+def noted(original, ways):
+    """A method that writes down its first argument."""
+
+    def method(self, way, *rest):
+        ways.append(way)
+        original(self, way, *rest)
+
+    return method
+
+
+hidden = st.one_of(
+    st.builds(
+        Dense,
+        st.sampled_from([1, 2, 17, 32, 48, 64, 70, 96]),
+        st.sampled_from(["relu", "tanh"]),
+        use_bias=st.booleans(),
+    ),
+    st.builds(Dropout, st.just(0.3)),
+    st.builds(Activation, st.sampled_from(["sigmoid", "softmax"])),
+)
+
+
+@given(
+    st.sampled_from([20, 40, 100, 201]),
+    st.sampled_from([32, 48, 64, 128]),
+    st.lists(hidden, max_size=4),
+    st.integers(1, 5),
+    st.integers(1, 33),
+    st.sampled_from(["float32", "float64"]),
+)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bits_of_any_network(inputs, units, layers, outputs, rows, dtype):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((3 * rows + 1, inputs)), rng.standard_normal((3 * rows + 1, outputs))
+
+    def weights(threads):
+        network = [Input((inputs,)), Dense(units, "relu"), *plans.fresh(layers), Dense(outputs)]
+        model = fastnn.Sequential(network, seed=0, dtype=dtype, n_threads=threads)
+        model.compile("adam", "mse")
+        model.fit(x, y, batch_size=rows, epochs=2, verbose=0)
+        return model.get_weights()
+
+    one, two = weights(1), weights(2)
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_batches_of_any_size_share_memory():
+    """With and without owners."""
+    model = fastnn.Sequential([Input((784,)), Dense(256, "relu"), Dense(10, "softmax")], n_threads=2)
+    model.compile("adam", SPARSE)
+    x, y = np.zeros((256, 784), "float32"), np.zeros(256, int)
+    samples = training.checked(model, x, y)
+    family = Family(training.recipe(model, "train", samples.x_feed, samples.y_feed), model._built())
+    made = [family.get(rows) for rows in (256, 128, 32, 200, 16)]
+    assert [len(each._own_tables) for each in made] == [0, 1, 1, 0, 1]
+    assert len({id(each.arena) for each in made[1:]}) == 1  # the first one has no room for owners' sums
+    assert len({id(each.apart) for each in made[1:]}) == 1
+    assert made[1].apart.size <= made[1].arena.size

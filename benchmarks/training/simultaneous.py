@@ -58,7 +58,7 @@ def same_bits(case: Case) -> bool:
         rows = STEPS * case.batch
         inputs |= {"x": inputs["x"][:rows], "y": inputs["y"][:rows]}
         network = FastnnNetwork(**inputs, seed=1, n_threads=threads)
-        with patch("fastnn.training.team", check_threads):
+        with patch("fastnn.training.usable_threads", check_threads):
             network()
         found.add(b"".join(e.tobytes() for e in network.weights()))
     return len(found) == 1

@@ -56,6 +56,11 @@ def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
             yield epilogue.kernel, dtype
 
 
+def _memory(elements: int, dtype: str, lent: np.ndarray | None) -> np.ndarray:
+    """Memory for so many elements: what another executable lends if that is enough."""
+    return lent if lent is not None and lent.size >= elements else allocate(elements, dtype)
+
+
 class Table:
     """The records of one program; operands that are bound per run are remembered."""
 
@@ -121,8 +126,9 @@ class Executable:
     sums
         How many float64 totals the program keeps.
     like
-        Another executable whose arena this one may use: of the same buffers, and of a program that differs in its
-        number of rows only (not in its capacity: what is padding to one must be padding to the other).
+        Another executable whose memory this one uses where it is large enough: of the same buffers, and of a program
+        that differs in its number of rows only (not in its capacity: what is padding to one must be padding to the
+        other).
     """
 
     def __init__(
@@ -139,24 +145,19 @@ class Executable:
         self.rows = rows
         flops = division.flops(program, dtype)
         self.threads = 1 if flops < ALONE else threads
-        division.divide(program, dtype, self.threads)
-        if short is not None:
-            # What this one needs besides lies behind what the other one does: one's padding is no buffer of the other.
-            short.arena = program.arena
-            division.divide(short, dtype, self.threads)
         steps = [each for each in (program, short) if each is not None]
+        for each in steps:
+            division.divide(each, dtype, self.threads)
         stride = max(division.scratch(each, dtype, self.threads) for each in steps)
         self.scratch = max(each.arena for each in steps)  # where it begins
-        elements = self.scratch + self.threads * stride
-        # The same buffers in the same places, so that what is padding to one is padding to the other.
-        self.layout = [(each.arena, len(each.apart)) for each in steps]
-        shared = like is not None and like.arena.size >= elements and like.layout == self.layout
         self.lock = threading.Lock()  # for who binds arrays and runs: a model may predict in several threads at once
-        self.arena: np.ndarray = like.arena if like is not None and shared else allocate(elements, dtype)
+        self.arena: np.ndarray = _memory(self.scratch + self.threads * stride, dtype, like.arena if like else None)
+        apart = max(each.arena if each.apart else 0 for each in steps)
+        self.apart: np.ndarray = _memory(apart, dtype, like.apart if like else None)
         self.totals = np.zeros(max(sums, 1))
         self._keep = dict(buffers)
         bases = {name: address(array) for name, array in buffers.items()}
-        bases |= {"arena": address(self.arena), "totals": address(self.totals)}
+        bases |= {"arena": address(self.arena), "apart": address(self.apart), "totals": address(self.totals)}
         programs = [each for step in steps for each in (step, *step.apart)]
         wanted = [*(kernel for each in programs for kernel in _kernels(each, dtype)), ENGINE]
         tried = self.threads > 1 and flops < (TOGETHER if team.spins(self.threads) else min(TOGETHER, CROWDED))
@@ -172,7 +173,7 @@ class Executable:
         self.length = len((program.apart or [program])[0].ops)  # operations of a step
         self._has_short = short is not None
         self._tables: list[Table] = []
-        self._apart: list[np.ndarray] = []
+        self._own_tables: list[np.ndarray] = []  # addresses
         for step, prefix in zip(steps, ("", "short_"), strict=False):
             self._lay_out(step, prefix, dtype, bases, stride)
         run["short_step"] = -1
@@ -199,8 +200,8 @@ class Executable:
         run[f"{prefix}table"], run[f"{prefix}records"] = whole.address, whole.length
         if step.apart:
             own = [table(program, thread) for thread, program in enumerate(step.apart)]
-            self._apart.append(np.array([each.address for each in own]))
-            run[f"{prefix}apart"], run[f"{prefix}apart_records"] = address(self._apart[-1]), own[0].length
+            self._own_tables.append(np.array([each.address for each in own]))
+            run[f"{prefix}apart"], run[f"{prefix}apart_records"] = address(self._own_tables[-1]), own[0].length
 
     def bind(self, **arrays: np.ndarray | None) -> None:
         """Give the caller's arrays (x, y, weight, index, out) for the next runs; None means absent."""

@@ -23,13 +23,13 @@ LEAST = (
 def split(program: Program, dtype: str) -> None:
     """Replace the updates of layers by sums of parts and updates by these, if that pays for all that share tiles."""
     updates = [op for op in program.ops if op.epilogue is not None and op.epilogue.record is UPDATE]
-    small = [op for op in updates if not _single(op)]
+    small = [op for op in updates if not op.kernel.startswith("gemv.")]
     work = sum(_number(op, "m") * _number(op, "n") * _number(op, "k") for op in small)
     if not small or work < LEAST or not all(_pays(op, dtype) for op in small):
         return
     # A single unit's gradients join them where its parameters follow, and so does their update.
-    joining = [op for op in updates if not _single(op) or op.sums is not None]
-    groups = [group for group in _neighbours(joining, dtype) if not all(map(_single, group))]
+    joining = small + [op for op in updates if op.swapped and op.sums is not None]
+    groups = [group for group in _neighbours(joining, dtype) if not all(op.swapped for op in group)]
     joined = [op for group in groups for op in group]
     sums: list[Op] = []
     rest = [op for op in updates if not any(op is each for each in joined)]
@@ -40,11 +40,6 @@ def split(program: Program, dtype: str) -> None:
     # All sums before all updates: threads wait once, in between.
     first = program.ops.index(updates[0])
     program.ops[first : first + len(updates)] = [*sums, *rest]
-
-
-def _single(op: Op) -> bool:
-    """Whether an update is that of a single unit, whose gradient is a row times a matrix."""
-    return op.kernel.startswith("gemv.")
 
 
 def _neighbours(updates: list[Op], dtype: str) -> list[list[Op]]:
@@ -144,14 +139,8 @@ def _sum(op: Op, part: int, where: int) -> Op:
         "part": part + 1,
         "joined": 0,
     }
-    found = Op(
-        op.kernel if _single(op) else "small.fused",
-        GEMM,
-        fields,
-        reads=op.reads,
-        writes=(f"part {part + 1} {op.layer}",),
-        layer=op.layer,
-    )
+    kernel, writes = op.kernel if op.swapped else "small.fused", (f"part {part + 1} {op.layer}",)
+    found = Op(kernel, GEMM, fields, op.reads, writes, swapped=op.swapped, layer=op.layer)
     found.label = f"gradients, part {part + 1}"
     found.epilogue = _store(Ref("arena", where), n)
     if op.sums is not None:

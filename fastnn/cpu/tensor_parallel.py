@@ -12,7 +12,7 @@ concern them, without a look at what others do.  What threads exchange is one su
 All that follows, until its gradient is back, is little, and each thread does all of it, on buffers of its own.
 
 So the sum over the features is the sum of one sum for each owner, with any number of threads: the bits are the same.
-Whether it is done depends on the network and the batch only.
+Whether it is done depends on the network and the batch only, with rows padded as the CPU's vectors are wide.
 """
 
 from dataclasses import dataclass, replace
@@ -83,7 +83,7 @@ def find(program: Program) -> Split | None:
 
 
 def _units(forward: Op) -> int:
-    return 1 if forward.batch == "n" else _int(forward, "n")
+    return 1 if forward.swapped else _int(forward, "n")
 
 
 # --- for any number of threads --------------------------------------------------------------------------------------
@@ -122,20 +122,18 @@ def _outputs(program: Program, op: Op) -> int:
 
 
 def programs(program: Program, split: Split) -> list[Program]:
-    """What each thread does; `program` makes room for all of it."""
+    """What each thread does.  The second one's buffers lie as those of the first one, in an arena of its own."""
     where = _take(program, _outputs(program, split.op))
     nowhere = _take(program, 2 * sum(op.record is TOTAL for op in program.ops))  # float64 that nobody reads
-    size = program.arena
-    program.arena *= OWNERS
     found = []
-    for owner in range(OWNERS):
+    for owner, (arena, other) in enumerate((("arena", "apart"), ("apart", "arena"))):
         own = [each for op in program.ops for each in _own(op, split, owner, Ref("arena", where))]
-        ops = [_moved(op, owner * size) for op in own]
+        ops = [_moved(op, arena) for op in own]
         for op in ops:
             if op.record is TOTAL and owner > 0:
-                op.fields["totals"] = Ref("arena", owner * size + nowhere)
+                op.fields["totals"] = Ref(arena, nowhere)
             if op.kernel == "rows.combine":
-                op.fields["g"] = Ref("arena", (OWNERS - 1 - owner) * size + where)
+                op.fields["g"] = Ref(other, where)
         found.append(Program(ops, program.arena, program.flops))
     return found
 
@@ -161,12 +159,11 @@ def _own(op: Op, split: Split, owner: int, where: Ref) -> list[Op]:
     if op.layer == split.before:
         return [_columns(op, low, high, sums=True)]
     if _updates(op):
-        single = _int(op, "m") == 1
         if not of_layer:  # inputs are shared; of a single unit in whole vectors, since these are what is written
-            inputs, whole = (_int(op, "n"), VECTOR) if single else (_int(op, "m"), 1)
+            inputs, whole = (_int(op, "n"), VECTOR) if op.swapped else (_int(op, "m"), 1)
             at = min(-(-inputs // OWNERS // whole) * whole, inputs)
             low, high = (0, at) if owner == 0 else (at, inputs)
-        own = _columns(op, low, high) if single else _rows(op, low, high)
+        own = _columns(op, low, high) if op.swapped else _rows(op, low, high)
         own.sums = own.sums if owner == 0 else None
         return [own]
     if of_layer and op.record is GEMM:  # the input gradient
@@ -233,17 +230,17 @@ def _rows(op: Op, low: int, high: int) -> Op:
     return part
 
 
-def _moved(op: Op, by: int) -> Op:
-    """The same operation on another owner's buffers."""
+def _moved(op: Op, arena: str) -> Op:
+    """The same operation on buffers in another arena."""
     fields = {
-        name: Ref("arena", value.offset + by) if isinstance(value, Ref) and value.buffer == "arena" else value
+        name: Ref(arena, value.offset) if isinstance(value, Ref) and value.buffer == "arena" else value
         for name, value in op.fields.items()
     }
     moved = replace(op, fields=fields)
     if op.epilogue is not None:
-        moved.epilogue = _moved(op.epilogue, by)
+        moved.epilogue = _moved(op.epilogue, arena)
     if op.sums is not None:
-        moved.sums = _moved(op.sums, by)
+        moved.sums = _moved(op.sums, arena)
     return moved
 
 
