@@ -123,7 +123,7 @@ def test_cold_fit_whose_second_process_fails(tmp_path):
     loss = run(f"sys.executable = {str(broken)!r}" + FIT + report, tmp_path / "cache")
     assert (tmp_path / "started").exists() == (available_cpus() > 1)
     assert len(loss) == 1
-    assert any(path.name.startswith("gemm.gemm") for path in objects(tmp_path / "cache"))
+    assert any(path.name.startswith("small.fused") for path in objects(tmp_path / "cache"))
 
 
 def test_numba_is_as_it_was(tmp_path):
