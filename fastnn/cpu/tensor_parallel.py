@@ -91,7 +91,7 @@ def _units(forward: Op) -> int:
 
 def part(program: Program, split: Split) -> None:
     """Sum over each owner's features by itself."""
-    place = Ref("arena", _take(program, _outputs(program, split.op)))
+    place = Ref("arena", _take(program, _outputs(split.op)))
     before, last = _partial(split, 0, place), _depth(split.op, *split.features(1))
     assert last.epilogue is not None
     last.epilogue.fields["more"] = place
@@ -111,11 +111,10 @@ def _partial(split: Split, owner: int, where: Ref) -> Op:
     return op
 
 
-def _outputs(program: Program, op: Op) -> int:
-    """Elements of a layer's outputs, for as many rows as the program is laid out for."""
+def _outputs(op: Op) -> int:
+    """Elements of a layer's outputs."""
     assert op.epilogue is not None
-    rows = next(_int(each, "step_rows") for each in program.ops if each.record is GATHER)
-    return rows * _int(op.epilogue, "c_row")
+    return _int(op, "n" if op.swapped else "m") * _int(op.epilogue, "c_row")
 
 
 # --- for as many threads as there are owners ------------------------------------------------------------------------
@@ -123,7 +122,7 @@ def _outputs(program: Program, op: Op) -> int:
 
 def programs(program: Program, split: Split) -> list[Program]:
     """What each thread does.  The second one's buffers lie as those of the first one, in an arena of its own."""
-    where = _take(program, _outputs(program, split.op))
+    where = _take(program, _outputs(split.op))
     nowhere = _take(program, 2 * sum(op.record is TOTAL for op in program.ops))  # float64 that nobody reads
     found = []
     for owner, (arena, other) in enumerate((("arena", "apart"), ("apart", "arena"))):
