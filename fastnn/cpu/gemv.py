@@ -8,7 +8,7 @@ from fastnn.cpu.blocking import CPU
 from fastnn.cpu.gemm import make_edge_tile
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.ragged import load_before
-from fastnn.cpu.share import share, share_of_part, worker
+from fastnn.cpu.share import share, worker
 from fastnn.cpu.simd import (
     call_epilogue,
     keep_first,
@@ -53,7 +53,7 @@ def gemv_rows(op, run, step, thread):
     w = lanes(op.a)
     width = WIDE * w
     chunks = (op.n + width - 1) // width
-    first, last = share_of_part(chunks, op.part, thread, run.threads)
+    first, last = share(chunks, thread, run.threads)
     tile = offset(op.scratch, worker(run, thread) * op.scratch_stride)
     for chunk in range(first, last):
         left = chunk * width

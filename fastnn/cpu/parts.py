@@ -27,14 +27,10 @@ def split(program: Program, dtype: str) -> None:
     work = sum(_number(op, "m") * _number(op, "n") * _number(op, "k") for op in small)
     if not small or work < LEAST or not all(_pays(op, dtype) for op in small):
         return
-    # A single unit's gradients join them where its parameters follow, and so does their update.
-    joining = small + [op for op in updates if op.swapped and op.sums is not None]
-    groups = [group for group in _neighbours(joining, dtype) if not all(op.swapped for op in group)]
-    joined = [op for group in groups for op in group]
     sums: list[Op] = []
-    rest = [op for op in updates if not any(op is each for each in joined)]
-    for group in groups:
-        parts, update = _split(group, program, dtype)
+    rest = [op for op in updates if op not in small]
+    for group in _neighbours(small):
+        parts, update = _split(group, program)
         sums += parts
         rest.append(update)
     # All sums before all updates: threads wait once, in between.
@@ -42,11 +38,11 @@ def split(program: Program, dtype: str) -> None:
     program.ops[first : first + len(updates)] = [*sums, *rest]
 
 
-def _neighbours(updates: list[Op], dtype: str) -> list[list[Op]]:
+def _neighbours(updates: list[Op]) -> list[list[Op]]:
     """Those whose parameters follow each other: one update does for all of them."""
     groups: list[list[Op]] = []
     for op in sorted(updates, key=_place):
-        if groups and _place(groups[-1][-1]) + _size(groups[-1][-1], dtype) == _place(op):
+        if groups and _place(groups[-1][-1]) + _size(groups[-1][-1]) == _place(op):
             groups[-1].append(op)
         else:
             groups.append([op])
@@ -61,21 +57,9 @@ def _place(op: Op) -> int:
     return kernel.offset
 
 
-def _size(op: Op, dtype: str) -> int:
-    """How many there are, with the bias, in whole vectors."""
-    lanes = blocking.CPU.lanes(dtype)
-    return _behind(op) + (-(-_number(op.sums, "n") // lanes) * lanes if op.sums is not None else 0)
-
-
-def _behind(op: Op) -> int:
-    """How far behind its kernel a bias begins, or would begin."""
-    assert op.epilogue is not None
-    if op.sums is None:
-        return _number(op, "m") * _number(op, "n")
-    kernel, bias = op.epilogue.fields["p"], op.sums.fields["p"]
-    assert isinstance(kernel, Ref)
-    assert isinstance(bias, Ref)
-    return bias.offset - kernel.offset
+def _size(op: Op) -> int:
+    """How many there are, with the bias."""
+    return (_number(op, "m") + (op.sums is not None)) * _number(op, "n")
 
 
 def _pays(op: Op, dtype: str) -> bool:
@@ -102,9 +86,9 @@ def joined(op: Op, *, sums: bool = True) -> bool:
     return True
 
 
-def _split(group: list[Op], program: Program, dtype: str) -> tuple[list[Op], Op]:
+def _split(group: list[Op], program: Program) -> tuple[list[Op], Op]:
     """The sums of parts for these layers, and one update by them."""
-    size = sum(_size(op, dtype) for op in group)
+    size = sum(_size(op) for op in group)
     start = -(-program.arena // ALIGNED) * ALIGNED
     program.arena = start + PARTS * size
     sums = []
@@ -126,7 +110,7 @@ def _split(group: list[Op], program: Program, dtype: str) -> tuple[list[Op], Op]
 
 def _sum(op: Op, part: int, where: int) -> Op:
     """The gradients of a layer over a part of the batch, which are left in the arena."""
-    n, k = _number(op, "n"), _number(op, "k")
+    m, n, k = (_number(op, name) for name in ("m", "n", "k"))
     low, high = k * part // PARTS, k * (part + 1) // PARTS
     a, b = op.fields["a"], op.fields["b"]
     assert isinstance(a, Ref)
@@ -139,12 +123,11 @@ def _sum(op: Op, part: int, where: int) -> Op:
         "part": part + 1,
         "joined": 0,
     }
-    kernel, writes = op.kernel if op.swapped else "small.fused", (f"part {part + 1} {op.layer}",)
-    found = Op(kernel, GEMM, fields, op.reads, writes, swapped=op.swapped, layer=op.layer)
+    found = Op("small.fused", GEMM, fields, reads=op.reads, writes=(f"part {part + 1} {op.layer}",), layer=op.layer)
     found.label = f"gradients, part {part + 1}"
     found.epilogue = _store(Ref("arena", where), n)
     if op.sums is not None:
-        found.sums = _store(Ref("arena", where + _behind(op)), n)
+        found.sums = _store(Ref("arena", where + m * n), n)
     return found
 
 
