@@ -72,8 +72,7 @@ def _product(op: Op) -> int:
     if op.epilogue.record is records.UPDATE:
         updated = m * n + (_int(op.sums.fields, "n") if op.sums else 0)
         return factors + 2 * updated * _given(epilogue, "p", "s0", "s1")
-    sums = (1 if op.swapped else n) if op.sums else 0
-    vectors = (1 if "one_bias" in epilogue else n) * _given(epilogue, "bias") + sums
+    vectors = (1 if "one_bias" in epilogue else n) * _given(epilogue, "bias") + (n if op.sums else 0)
     return factors + m * n * _given(epilogue, "c", "y", "more") + vectors
 
 

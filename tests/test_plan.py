@@ -177,7 +177,7 @@ def accesses(op, dtype):
                 parts += [part for name in ("p", "s0", "s1") for part in matrix(s[name], 1, s["n"], 0, EVERYONE)]
             return reads + parts, parts
         if op.sums:
-            parts = matrix(op.sums.fields["c"], 1, 1 if op.swapped else n, 0, owner)
+            parts = matrix(op.sums.fields["c"], 1, n, 0, owner)
             return reads, parts + matrix(e["c"], m, n, e["c_row"], owner)
         columns = 1 if e.get("one_bias") else n
         reads += matrix(e.get("bias"), 1, columns, 0, EVERYONE) + matrix(e.get("y"), m, n, e["c_row"], owner)

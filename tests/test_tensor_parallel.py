@@ -267,7 +267,6 @@ def trained(name, optimizer="adam", dtype="float32", threads=1, uint8=False, zer
     """What two epochs with a short last batch leave."""
     model, rows = build(name, optimizer, dtype, threads)
     if uint8:
-        model.pop()
         model = fastnn.Sequential(
             [Input((NETWORKS[name][0],)), Rescaling(1 / 255), *plans.fresh(NETWORKS[name][3])],
             dtype=dtype,
@@ -324,13 +323,8 @@ def test_the_sum_in_parts_is_the_sum(name, monkeypatch):
     """Beside the step of a network whose sums are not parted; float64."""
     found = trained(name, dtype="float64", threads=2)
     monkeypatch.setattr(tensor_parallel, "find", lambda program: None)
-    monkeypatch.setattr(tensor_parallel, "OWNERS", 0)  # nobody owns anything
-    for a, b in zip(found, whole(name), strict=True):
+    for a, b in zip(found, trained(name, dtype="float64"), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
-
-
-def whole(name):
-    return trained(name, dtype="float64", threads=1)
 
 
 def test_a_short_batch_is_divided_in_its_own_way():
@@ -417,8 +411,7 @@ def test_bytes_are_those_of_the_operands(name, dtype):
         assert costs.moved(op, size) == expected, (op.layer, op.label)
 
 
-def test_lowered_programs_are_as_before():
-    """Other modes than training are not touched."""
+def test_other_modes_own_nothing():
     model = plans.build("mlp")
     for mode in ("evaluate", "predict"):
         program = lower(model, mode, 8, 8)

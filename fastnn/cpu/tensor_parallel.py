@@ -17,6 +17,7 @@ Whether it is done depends on the network and the batch only, with rows padded a
 
 from dataclasses import dataclass, replace
 
+from fastnn.cpu.parts import ALIGNED
 from fastnn.program import Op, Program, Ref
 from fastnn.records import FORWARD, GATHER, GEMM, MAP, TOTAL, UPDATE
 
@@ -24,7 +25,6 @@ OWNERS = 2
 # Elements: features are owned in whole vectors, on every CPU, and where they are many in whole words of
 # `fastnn.cpu.spmm`.
 VECTOR, WORD, MANY = 16, 64, 512
-ALIGNED = 64  # elements: whole cache lines
 # What must be less, for it to pay, than all weights of the owned layers: elements that are exchanged ...
 INPUTS, UNITS = 1 / 6, 1 / 2
 # ... and that of all operations which each thread does for itself, those of the layers after.
