@@ -91,6 +91,7 @@ class Lowering:
     def __post_init__(self) -> None:
         self._places: dict[str, int] = {}
         self._outputs: dict[int, str] = {0: "a0"}  # the region that holds each stage's output
+        self._holed: set[str] = set()  # regions with many zeros, as a rule: what relu or dropout leave, and its gradient
 
     def _add(
         self,
@@ -154,6 +155,7 @@ class Lowering:
         op.epilogue, op.sums = epilogue, sums
         op.layer, op.label = name
         op.sparse, op.swapped = sparse, swapped
+        op.may_be_sparse = reads[0] in self._holed and not swapped
         self.ops.append(op)
 
     # --- forward ------------------------------------------------------------------------------------------------
@@ -176,6 +178,8 @@ class Lowering:
                 target = self._take(f"a{i}", self.capacity * self.pad(stage.units))
                 name = (stage.name, "forward")
                 region = self._activate(name, activation or "linear", stage.alpha, stage.units, region, target)
+            if activation == "relu":
+                self._holed.add(region)
             self._outputs[i] = region
         return region
 
@@ -254,6 +258,7 @@ class Lowering:
 
     def _dropout(self, label: str, stage: Dropout, region: str, target: str) -> str:
         keep = 1.0 - stage.rate
+        self._holed.add(target)
         self._add(
             (stage.name, label),
             "dropout.dropout",
@@ -411,6 +416,8 @@ class Lowering:
         """D = d * f'(a), in place."""
         if stage.activation == "linear":
             return
+        if stage.activation == "relu":
+            self._holed.add(gradient)
         output = self._outputs[i]
         self._add(
             (stage.name, "activation gradient"),
@@ -437,6 +444,8 @@ class Lowering:
         previous = self.stages[i - 2]
         activation = getattr(previous, "activation", "linear")
         fused = isinstance(previous, Affine) and activation != "softmax"
+        if fused and activation == "relu":
+            self._holed.add(target)
         output = self._outputs[i - 1]
         if stage.units == 1 and stage.inputs > 1:  # rows of one number are not padded
             self._outer(stage, activation if fused else "linear", previous, gradient, output, target)

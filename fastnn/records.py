@@ -1,6 +1,6 @@
 """The records of a plan: what each kernel is told, as plain NumPy structured types.
 
-A plan is a table of 256-byte records.  A record names its kernel and its operands; `Record` gives the fields
+A plan is a table of records, 320 bytes each.  A record names its kernel and its operands; `Record` gives the fields
 of one kind of kernel their names and kinds.  Every field is eight bytes, so a record needs no padding rules, and one
 table holds records of every kind:
 
@@ -30,7 +30,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-SLOT = 256  # bytes a record
+SLOT = 320  # bytes a record: whole cache lines
 HEADER = {"kernel": "int", "barrier": "int", "epilogue": "int"}
 
 
@@ -98,6 +98,8 @@ GEMM = Record(
     # fastnn.cpu.blocking.sparse_scratch says.
     scratch="T*",
     scratch_stride="int",
+    otherwise="int",  # address of the same product's record for A that is not sparse, or 0 (fastnn.cpu.spmm)
+    most="int",  # elements of 64 that may not be 0 in A that is
 )
 
 # What `fastnn.cpu.small.fused` does with a tile while it is in registers: nothing, so that the epilogue finds it in the

@@ -193,10 +193,11 @@ def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int) -> dict
     return {"panels": together, "rows": rows, "block": min(block, rows)}
 
 
-def sparse_scratch(k: int, dtype: str, cut: dict[str, int]) -> int:
-    """Elements one thread needs for that: sums, and a word for each row and `WORD` steps of k."""
+def sparse_scratch(k: int, dtype: str, b_col: int, cut: dict[str, int]) -> int:
+    """Elements one thread needs for that: a block of B, sums, and a word for each row and `WORD` steps of k."""
+    packed = WORD * (b_col != 1)
     words = cut["rows"] * -(-k // WORD) * 8 // SIZES[dtype]
-    return -(-(cut["block"] * WIDE * CPU.lanes(dtype) + words) // 64) * 64
+    return -(-((packed + cut["block"]) * WIDE * CPU.lanes(dtype) + words) // 64) * 64
 
 
 def scratch(dtype: str, cut: dict[str, int]) -> int:

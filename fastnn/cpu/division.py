@@ -1,5 +1,7 @@
 """How the operations of a program are divided among threads: kernels, shares, barriers, lines that cores exchange."""
 
+from dataclasses import replace
+
 from fastnn import costs
 from fastnn.cpu import blocking, parts, tensor_parallel
 from fastnn.program import Op, Program, Ref, schedule
@@ -12,6 +14,8 @@ FINISHED = {
     "activations.relu_backward": RELU_SLOPE,
 }
 SPMM = "spmm.spmm"
+# Elements of 64 in A that are not 0, up to which a product leaves out the zeros of what relu or dropout have left.
+MOST = 38
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 
 
@@ -33,7 +37,9 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     if op.kernel == SPMM:
         # What threads exchange takes long enough to be fetched before it is updated.
         touched = int(threads > 1 and op.epilogue is not None and op.epilogue.record is UPDATE)
-        return {"touched": touched, **blocking.sparse(m, n, k, dtype, _int(op, "a_col"), threads)}
+        rows, sharing = (-(-m // threads), 1) if op.by_rows else (m, threads)
+        cut = blocking.sparse(rows, n, k, dtype, _int(op, "a_col"), sharing)
+        return {"touched": touched, "by_rows": int(op.by_rows), "most": MOST, **cut}
     strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
@@ -44,6 +50,7 @@ def scratch(program: Program, dtype: str, threads: int) -> int:
     """Elements of scratch that each thread needs for the products of a program that is divided."""
     sharing = sharers(program, threads)
     every = [op for each in (program, *program.apart) for op in each.ops if op.record is GEMM]
+    every += [op.sparsely for op in every if op.sparsely is not None]
     return max((_scratch(op, dtype, sharing) for op in every), default=0)
 
 
@@ -54,7 +61,7 @@ def sharers(program: Program, threads: int) -> int:
 
 def _scratch(op: Op, dtype: str, threads: int) -> int:
     if op.kernel == SPMM:
-        return blocking.sparse_scratch(_int(op, "k"), dtype, cut(op, dtype, threads))
+        return blocking.sparse_scratch(_int(op, "k"), dtype, _int(op, "b_col"), cut(op, dtype, threads))
     return blocking.scratch(dtype, cut(op, dtype, threads))
 
 
@@ -71,20 +78,21 @@ def divide(program: Program, dtype: str, threads: int) -> None:
     Where threads own features instead, `program.apart` becomes what each does, and `program` what one does alone.
     """
     split = tensor_parallel.find(program)
-    if split is None:
-        _choose(program, dtype, threads)
-        parts.split(program, dtype)
-        _share(program, dtype, threads)
-        return
-    if threads == tensor_parallel.OWNERS:
-        program.apart = tensor_parallel.programs(program, split)
-        threads = 1
-    tensor_parallel.part(program, split)
+    if split is not None:
+        if threads == tensor_parallel.OWNERS:
+            program.apart = tensor_parallel.programs(program, split)
+            threads = 1
+        tensor_parallel.part(program, split)
     for each in (program, *program.apart):
         _choose(each, dtype, threads)
+        if split is None:
+            parts.split(each, dtype)
         _share(each, dtype, threads)
     for each in program.apart:
         tensor_parallel.set_barriers(each)
+    for each in (program, *program.apart):
+        for op in each.ops:
+            _leave_out_holes(op, dtype)
 
 
 def _choose(program: Program, dtype: str, threads: int) -> None:
@@ -134,6 +142,13 @@ def _leave_out_zeros(op: Op, dtype: str) -> None:
         op.fields["joined"] = 0
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             op.epilogue.fields["below"] = 0  # what is updated is fetched while the gradient is computed
+
+
+def _leave_out_holes(op: Op, dtype: str) -> None:
+    """Have a product leave out zeros in steps in which there are many; in others it is what has been chosen so far."""
+    op.sparsely = None
+    if op.record is GEMM and op.may_be_sparse and not op.sparse and _pays_sparse(op, dtype):
+        op.sparsely = replace(op, kernel=SPMM, fields={**op.fields, "joined": 0, "also": 0})
 
 
 def _pays_sparse(op: Op, dtype: str) -> bool:

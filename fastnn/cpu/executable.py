@@ -51,9 +51,8 @@ def permutation(n: int, rng: np.random.Generator) -> np.ndarray:
 def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
     """Name and dtype of all kernels of a program."""
     for op in program.ops:
-        yield op.kernel, dtype
-        for epilogue in filter(None, (op.epilogue, op.sums)):
-            yield epilogue.kernel, dtype
+        for each in filter(None, (op, op.sparsely, op.epilogue, op.sums)):
+            yield each.kernel, dtype
 
 
 def _memory(elements: int, dtype: str, lent: np.ndarray | None) -> np.ndarray:
@@ -71,28 +70,36 @@ class Table:
         self.size = np.dtype(dtype).itemsize
         self.bases = bases
         self.length = len(program.ops)
-        self.claims = np.zeros((self.length, threads * blocking.LINE), np.int64)  # of a product's tasks
-        epilogues = sum((op.epilogue is not None) + (op.sums is not None) for op in program.ops)
-        self.memory = np.zeros((self.length + epilogues) * SLOT, np.uint8)
+        every = [each for op in program.ops for each in (op, op.sparsely, op.epilogue, op.sums) if each is not None]
+        self.claims = np.zeros((len(every), threads * blocking.LINE), np.int64)  # of a product's tasks
+        self.memory = np.zeros(len(every) * SLOT, np.uint8)
         self.address = address(self.memory)
         self._view = memoryview(self.memory).cast("B")
         self._words = self.memory.view(np.int64)
         self.bound: dict[str, list[int]] = {}  # buffer -> positions of 8-byte words to patch
-        free = self.length
+        free = iter(range(self.length, len(every)))  # slots for what no thread comes to by itself
         for slot, op in enumerate(program.ops):
             extra: dict[str, int | float | Ref] = {}
-            if op.record is GEMM:
-                extra |= {**division.cut(op, dtype, threads), "scratch": scratch, "scratch_stride": stride}
-            if division.claimed(op, threads):
-                extra["claims"] = address(self.claims[slot])
             for name, epilogue in (("epilogue", op.epilogue), ("sums", op.sums)):
                 if epilogue is not None:
-                    extra[name] = self.address + free * SLOT
-                    self._put(free, epilogue, {})
-                    free += 1
-            self._put(slot, op, extra)
+                    extra[name] = self._put(next(free), epilogue, {})
+            if op.record is GEMM:
+                extra |= {"scratch": scratch, "scratch_stride": stride}
+            if op.sparsely is not None:
+                at = next(free)
+                otherwise = self._put(at, op, {**extra, **self._cut(op, at, threads)})
+                op, extra = op.sparsely, {**extra, "otherwise": otherwise}
+            self._put(slot, op, {**extra, **self._cut(op, slot, threads)})
 
-    def _put(self, slot: int, op: Op, extra: Mapping[str, int | float | Ref]) -> None:
+    def _cut(self, op: Op, slot: int, threads: int) -> dict[str, int]:
+        """How an operation is divided, if it is a product."""
+        found = division.cut(op, self.dtype, threads) if op.record is GEMM else {}
+        if division.claimed(op, threads):
+            found["claims"] = address(self.claims[slot])
+        return found
+
+    def _put(self, slot: int, op: Op, extra: Mapping[str, int | float | Ref]) -> int:
+        """Fill in a record, and say where it is."""
         values: dict[str, int | float] = {
             "kernel": loader.address(op.kernel, self.dtype),
             "barrier": int(op.barrier),
@@ -107,6 +114,7 @@ class Table:
                 value = base + value.offset * self.size
             values[name] = value
         op.record.pack_into(self._view, slot, values)
+        return self.address + slot * SLOT
 
     def bind(self, buffer: str, where: int) -> None:
         """Point the operands of `buffer` at an address."""

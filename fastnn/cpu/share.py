@@ -15,15 +15,16 @@ def share(tasks, thread, threads):
 
 
 @device
-def share_of_part(tasks, part, thread, threads):
-    """As `share`, where operations that sum over a part of the batch (from 1; 0: all of it) have threads of their own,
-    if these can be parted."""
+def part_of(part, thread, threads):
+    """The place of a thread among those that sum over a part of the batch (from 1; 0: all of it), or -1, and their
+    number: each part has threads of its own, if these can be parted.
+    """
     if part > 0 and threads % PARTS == 0:
         threads //= PARTS
         thread -= (part - 1) * threads
         if not 0 <= thread < threads:
-            return 0, 0
-    return share(tasks, thread, threads)
+            thread = -1
+    return thread, threads
 
 
 @device

@@ -13,7 +13,7 @@ it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 from fastnn.cpu.blocking import MR, TILES
 from fastnn.cpu.gemm import FEW, HALF, LINE, add_rows, are_halves, pack_panel, sum_rows
 from fastnn.cpu.jit import device, kernel
-from fastnn.cpu.share import claim, share, share_of_part
+from fastnn.cpu.share import claim, part_of, share
 from fastnn.cpu.simd import (
     add_row,
     call_epilogue,
@@ -267,7 +267,10 @@ def fused(op, run, step, thread):
         tasks = (total + each - 1) // each
         owner, task = claim(claims, tasks, thread, run.threads, owner)
     elif not op.by_rows:
-        first, last = share_of_part(total, op.part, thread, run.threads)
+        place, threads = part_of(op.part, thread, run.threads)
+        if place < 0:
+            return
+        first, last = share(total, place, threads)
     while task >= 0:
         if tasks > 0:
             first, last = task * each, min((task + 1) * each, total)

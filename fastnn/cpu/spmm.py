@@ -12,11 +12,12 @@ there, and here it is not looked at."""
 from numba.types import int64 as INT64
 
 from fastnn.cpu.blocking import WIDE, WORD
-from fastnn.cpu.gemm import prefetch_row, sum_rows
+from fastnn.cpu.gemm import pack_panel, prefetch_row, sum_rows
 from fastnn.cpu.jit import device, kernel
-from fastnn.cpu.share import claim, share
+from fastnn.cpu.share import claim, part_of, share
 from fastnn.cpu.simd import (
     call_epilogue,
+    call_kernel,
     cast,
     is_null,
     lanes,
@@ -24,7 +25,9 @@ from fastnn.cpu.simd import (
     load_tile,
     nonzero_lanes,
     offset,
+    ones,
     rank1,
+    record_at,
     reference,
     set_bits,
     store_tile,
@@ -37,17 +40,41 @@ from fastnn.records import GEMM, UPDATE
 
 as_update = reference(UPDATE)
 HERE = (0,)  # of a tile of one row
+LOOKS = 8  # rows of A, or columns, that are looked at to find out whether it is sparse
+
+
+@device
+def is_sparse(op, low, high):
+    """Whether few enough elements of A are not 0, in some of its rows from `low` to `high`, or of its columns.
+
+    Whole vectors are counted, with what may lie behind the last element.
+    """
+    w = lanes(op.a)
+    count, length, line = high - low, op.k, op.a_row
+    a = offset(op.a, low * line)
+    if op.a_col != 1:
+        count, length, line, a = op.k, op.m, op.a_col, op.a
+    looks = min(LOOKS, count)
+    between = count // LOOKS if count > LOOKS else 1
+    found = 0
+    for i in range(looks):
+        for q in range(0, length, w):
+            found += ones(nonzero_lanes(load(a, i * between * line + q)))
+    return found * WORD <= op.most * looks * length
 
 
 @device
 def mark_rows(a, a_row, rows, k, words):
-    """The words of rows that are contiguous, padded with 0 to whole vectors."""
+    """The words of rows that are contiguous, padded to whole vectors."""
     w = lanes(a)
     for r in range(rows):
         for p in range(0, k, WORD):
+            depth = min(WORD, k - p)
             word = 0
-            for q in range(0, min(WORD, k - p), w):
+            for q in range(0, depth, w):
                 word |= nonzero_lanes(load(a, r * a_row + p + q)) << q
+            if depth < WORD:
+                word &= (1 << depth) - 1
             words[p // WORD * rows + r] = word
 
 
@@ -97,31 +124,36 @@ eight, four, two, one = (make_rows(vectors) for vectors in (WIDE, 4, 2, 1))
 
 
 @device
-def panel(op, run, step, a, words, top, rows, j, vectors, tiles):
+def panel(op, run, step, a, words, top, rows, j, vectors, tiles, packed):
     """`rows` rows of C from `top` on, `vectors` vectors wide from column j on."""
     width = vectors * lanes(a)
-    b, a_row, a_col, b_row, k = offset(op.b, j), op.a_row, op.a_col, op.b_row, op.k
+    cols = min(width, op.n - j)
+    a_row, a_col, k = op.a_row, op.a_col, op.k
     updated = as_update(op.epilogue, op)  # if it is one; else nothing is fetched
     for r in range(0, rows, op.block):
         count = min(op.block, rows - r)
         for p in range(0, k, WORD):
-            to, marks = offset(b, p * b_row), offset(words, p // WORD * rows + r)
-            here, first = offset(a, r * a_row + p * a_col), p == 0
+            b, b_row = offset(op.b, j * op.b_col + p * op.b_row), op.b_row
+            if op.b_col != 1:
+                if r == 0 or k > WORD:
+                    pack_panel(b, b_row, op.b_col, min(WORD, k - p), cols, width, packed)
+                b, b_row = packed, width
+            here, first, marks = offset(a, r * a_row + p * a_col), p == 0, offset(words, p // WORD * rows + r)
             fetched, at = op.touched and p + WORD >= k, (top + r) * updated.p_row + j
             if vectors == WIDE:
-                eight(here, a_row, a_col, to, b_row, marks, count, tiles, first, fetched, updated, at)
+                eight(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
             elif vectors == 4:
-                four(here, a_row, a_col, to, b_row, marks, count, tiles, first, fetched, updated, at)
+                four(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
             elif vectors == 2:
-                two(here, a_row, a_col, to, b_row, marks, count, tiles, first, fetched, updated, at)
+                two(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
             else:
-                one(here, a_row, a_col, to, b_row, marks, count, tiles, first, fetched, updated, at)
-        call_epilogue(op.epilogue, run, step, tiles, width, top + r, j, count, width)
+                one(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
+        call_epilogue(op.epilogue, run, step, tiles, width, top + r, j, count, cols)
 
 
 @device
-def some_rows(op, run, step, top, rows, left, right, tiles, words):
-    """`rows` rows of C from `top` on, and columns `left` to `right`, which are whole vectors."""
+def some_rows(op, run, step, top, rows, left, right, tiles, words, packed):
+    """`rows` rows of C from `top` on, and columns `left` to `right`, which are whole vectors if B's rows are."""
     w = lanes(op.a)
     a = offset(op.a, top * op.a_row)
     if op.a_col == 1:
@@ -130,32 +162,46 @@ def some_rows(op, run, step, top, rows, left, right, tiles, words):
         mark_columns(a, op.a_col, rows, op.k, words)
     j = left
     while j < right:
-        rest = (right - j) // w
+        rest = (right - j + w - 1) // w
         vectors = WIDE if rest >= WIDE else 4 if rest >= 4 else min(rest, 2)
         if op.sums and top == 0:
             for q in range(j, j + vectors * w, 2 * w):
                 sum_rows(op, run, step, offset(op.b, q), op.b_row, tiles, q, min(2, vectors) * w)
-        panel(op, run, step, a, words, top, rows, j, vectors, tiles)
+        panel(op, run, step, a, words, top, rows, j, vectors, tiles, packed)
         j += vectors * w
 
 
 @kernel(GEMM)
 def spmm(op, run, step, thread):
-    """Rows of B are contiguous and as whole as C's; A's rows or its columns are, and padded with 0."""
+    """A's rows are contiguous or its columns, in whole vectors; B's rows are, and as whole as C's, or its columns."""
+    low, high, place, threads = 0, op.m, thread, run.threads
+    if op.by_rows:
+        low, high = share(op.m, thread, threads)
+    elif op.part:
+        place, threads = part_of(op.part, thread, threads)
+        if place < 0:
+            return
+    if op.otherwise and not is_sparse(op, low, high):
+        call_kernel(record_at(op.otherwise), run, step, thread)
+        return
     columns = op.panels * WIDE * lanes(op.a)
-    tasks_of_column = (op.m + op.rows - 1) // op.rows
+    tasks_of_column = (high - low + op.rows - 1) // op.rows
     tasks = (op.n + columns - 1) // columns * tasks_of_column
     task, last, owner, claims = 0, tasks, thread, op.claims
     if not is_null(claims):
-        owner, task = claim(claims, tasks, thread, run.threads, owner)
-    else:
-        task, last = share(tasks, thread, run.threads)
-    tiles = offset(op.scratch, thread * op.scratch_stride)
+        owner, task = claim(claims, tasks, thread, threads, owner)
+    elif not op.by_rows:
+        task, last = share(tasks, place, threads)
+    packed = offset(op.scratch, thread * op.scratch_stride)
+    tiles = packed
+    if op.b_col != 1:
+        tiles = offset(packed, WORD * WIDE * lanes(op.a))
     words = cast(offset(tiles, op.block * WIDE * lanes(op.a)), INT64)
     while 0 <= task < last:
-        left, top = task // tasks_of_column * columns, task % tasks_of_column * op.rows
-        some_rows(op, run, step, top, min(op.rows, op.m - top), left, min(left + columns, op.n), tiles, words)
+        left, top = task // tasks_of_column * columns, low + task % tasks_of_column * op.rows
+        right = min(left + columns, op.n)
+        some_rows(op, run, step, top, min(op.rows, high - top), left, right, tiles, words, packed)
         if is_null(claims):
             task += 1
         else:
-            owner, task = claim(claims, tasks, thread, run.threads, owner)
+            owner, task = claim(claims, tasks, thread, threads, owner)

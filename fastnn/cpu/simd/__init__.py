@@ -40,6 +40,7 @@ from fastnn.cpu.simd.arithmetic import (
 )
 from fastnn.cpu.simd.bits import (
     nonzero_lanes,
+    ones,
     set_bits,
     store_words,
     trailing_zeros,
@@ -169,6 +170,7 @@ __all__ = [
     "muladd",
     "nonzero_lanes",
     "offset",
+    "ones",
     "pause",
     "pieces",
     "pointer_at",

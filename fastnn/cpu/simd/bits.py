@@ -34,6 +34,16 @@ def trailing_zeros(typingctx, x):
 
 
 @intrinsic
+def ones(typingctx, word):
+    """How many bits of an integer are 1."""
+
+    def codegen(context, builder, sig, args):
+        return call_intrinsic(builder, "llvm.ctpop.i64", I64, args)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
 def zero_words(typingctx, like):
     """A 64-bit integer, 0, for each lane of a vector of what `like` points to."""
     ty = Vec(types.int64, vec(like.dtype).lanes)
