@@ -156,6 +156,7 @@ class Lowering:
         op.layer, op.label = name
         op.sparse, op.swapped = sparse, swapped
         op.may_be_sparse = reads[0] in self._holed and not swapped
+        op.gradient_may_be_sparse = reads[1] in self._holed
         self.ops.append(op)
 
     # --- forward ------------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ class Op:
     epilogue: "Op | None" = None
     sparse: bool = False  # of a product: most of A is 0, which it may leave out; the backend decides whether it does
     may_be_sparse: bool = False  # likewise, but how many are 0 is not known before a step
-    sparsely: "Op | None" = None  # the same product by a kernel that leaves them out, for steps in which there are many
+    gradient_may_be_sparse: bool = False  # of a weight gradient A' D: D, too
+    sparsely: list["Op"] = field(default_factory=list)  # the same, leaving out zeros, for steps in which there are many
     swapped: bool = False  # of a product with a single column: it is computed as a row, C' = B' A'
     sums: "Op | None" = None  # of a product A' D: the epilogue for the sum of D's rows
     barrier: bool = False

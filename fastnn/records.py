@@ -100,6 +100,7 @@ GEMM = Record(
     scratch_stride="int",
     otherwise="int",  # address of the same product's record for A that is not sparse, or 0 (fastnn.cpu.spmm)
     most="int",  # elements of 64 that may not be 0 in A that is
+    turned="int",  # 1: it is C' that has been asked for, and the sums are those of A's columns
 )
 
 # What `fastnn.cpu.small.fused` does with a tile while it is in registers: nothing, so that the epilogue finds it in the

@@ -47,7 +47,7 @@ def product(a, b, dtype, threads, end, *, transposed):
     n = b.shape[1]
     strides = (1, rows.shape[1]) if transposed else (rows.shape[1], 1)
     cut = blocking.sparse(m, n, k, dtype, strides[1], threads)
-    stride = blocking.sparse_scratch(k, dtype, 1, cut)
+    stride = blocking.sparse_scratch(k, dtype, cut)
     c = Guarded(np.full((m, n), 7, dtype), end)
     given = [Guarded(rows, end), Guarded(b, end), Guarded(np.zeros(threads * stride, dtype), end)]
     where = {"c": c.array, "c_row": n, "c_col": 1}
@@ -110,7 +110,7 @@ def test_biases_get_the_sums_of_rows(threads, end, dtype):
         updates = [record(UPDATE, kernel=epilogue, p=p, p_row=units) for p in (new_weights, new_bias)]
         held = Guarded(padded(x, dtype), end).array
         cut = blocking.sparse(inputs, units, rows, dtype, held.shape[1], threads)
-        stride = blocking.sparse_scratch(rows, dtype, 1, cut)
+        stride = blocking.sparse_scratch(rows, dtype, cut)
         scratch = np.zeros(threads * stride, dtype)
         fields = {**cut, "m": inputs, "n": units, "k": rows, "a": held, "a_row": 1, "a_col": held.shape[1]}
         fields |= {"b": d, "b_row": units, "b_col": 1, "scratch": scratch, "scratch_stride": stride}

@@ -169,23 +169,26 @@ def whole(m: int, n: int, k: int, dtype: str, threads: int) -> dict[str, int]:
     return {"kc": k, "panels": 1, "rows": rows, "kept": 0, "partial": TILES * MR, "copy": 0}
 
 
-def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int) -> dict[str, int]:
+def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int, *, turned: bool = False) -> dict[str, int]:
     """As `blocks`, for `fastnn.cpu.spmm`; panels are `WIDE` vectors wide.
 
     Where A's rows are contiguous (forward), tasks are columns as far as these can be shared evenly, so that a thread
     reads a part of B only, and rows of these.  Else (weight gradient) they are rows of C, so that a thread needs its
     columns of the batch, and what it updates lies in one piece: 784-256-10, batch 128, two threads: 128 us a step; 142
-    by columns.
+    by columns.  For the same reason they are columns of C' where it is `turned`.
     """
     lanes = CPU.lanes(dtype)
     panels = -(-n // (WIDE * lanes))
     # Panels of a task, four at most, share the words that tell what is not 0.  Many rows, whose sums the second-level
     # cache keeps, use a block of B while it is in the first one.
     together, block = min(panels, 4), 256
-    if a_col == 1:
+    if a_col == 1 or turned:
         columns = math.gcd(panels, threads)
         together = next(e for e in (4, 3, 2, 1) if panels // columns % e == 0)
-        rows = min(-(-m // (threads // columns)), block) or 1
+        whole = lanes if turned else 1
+        rows = min(-(-m // (threads // columns * whole)) * whole, block) or whole
+        if turned and k <= WORD:
+            block = 2 * lanes
     else:
         rows = -(-m // (threads * lanes)) * lanes or lanes
         if k <= WORD:
@@ -193,11 +196,12 @@ def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int) -> dict
     return {"panels": together, "rows": rows, "block": min(block, rows)}
 
 
-def sparse_scratch(k: int, dtype: str, b_col: int, cut: dict[str, int]) -> int:
-    """Elements one thread needs for that: a block of B, sums, and a word for each row and `WORD` steps of k."""
-    packed = WORD * (b_col != 1)
+def sparse_scratch(k: int, dtype: str, cut: dict[str, int], *, packed: bool = False) -> int:
+    """Elements one thread needs for that: sums, a word for each row and `WORD` steps of k, and a block of B that is
+    `packed`, or of C that is turned.
+    """
     words = cut["rows"] * -(-k // WORD) * 8 // SIZES[dtype]
-    return -(-((packed + cut["block"]) * WIDE * CPU.lanes(dtype) + words) // 64) * 64
+    return -(-((packed * WORD + cut["block"]) * WIDE * CPU.lanes(dtype) + words) // 64) * 64
 
 
 def scratch(dtype: str, cut: dict[str, int]) -> int:

@@ -28,18 +28,20 @@ def _int(op: Op, field: str) -> int:
 def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     """How a product is divided into blocks and tasks."""
     m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
+    by_rows = int(op.by_rows and op.batch == "m")
     if op.kernel in ("small.fused", "small.slim"):
-        by_rows = int(op.by_rows and op.batch == "m")
         finish = _finish(op, dtype)
         # Stores from registers need not be hidden: the next tile is computed while they wait.
         touched = int(op.shared and finish == EPILOGUE)
         return {"by_rows": by_rows, "touched": touched, "finish": finish, **blocking.whole(m, n, k, dtype, threads)}
     if op.kernel == SPMM:
         # What threads exchange takes long enough to be fetched before it is updated.
-        touched = int(threads > 1 and op.epilogue is not None and op.epilogue.record is UPDATE)
-        rows, sharing = (-(-m // threads), 1) if op.by_rows else (m, threads)
-        cut = blocking.sparse(rows, n, k, dtype, _int(op, "a_col"), sharing)
-        return {"touched": touched, "by_rows": int(op.by_rows), "most": MOST, **cut}
+        updates = op.epilogue is not None and op.epilogue.record is UPDATE
+        touched = int(threads > 1 and updates and not op.fields.get("turned"))
+        rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
+        turned = bool(op.fields.get("turned"))
+        cut = blocking.sparse(rows, n, k, dtype, _int(op, "a_col"), sharing, turned=turned)
+        return {"touched": touched, "by_rows": by_rows, **cut}
     strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
@@ -50,7 +52,7 @@ def scratch(program: Program, dtype: str, threads: int) -> int:
     """Elements of scratch that each thread needs for the products of a program that is divided."""
     sharing = sharers(program, threads)
     every = [op for each in (program, *program.apart) for op in each.ops if op.record is GEMM]
-    every += [op.sparsely for op in every if op.sparsely is not None]
+    every += [each for op in every for each in op.sparsely]
     return max((_scratch(op, dtype, sharing) for op in every), default=0)
 
 
@@ -61,7 +63,8 @@ def sharers(program: Program, threads: int) -> int:
 
 def _scratch(op: Op, dtype: str, threads: int) -> int:
     if op.kernel == SPMM:
-        return blocking.sparse_scratch(_int(op, "k"), dtype, _int(op, "b_col"), cut(op, dtype, threads))
+        packed = op.fields["b_col"] != 1 or bool(op.fields.get("turned"))
+        return blocking.sparse_scratch(_int(op, "k"), dtype, cut(op, dtype, threads), packed=packed)
     return blocking.scratch(dtype, cut(op, dtype, threads))
 
 
@@ -145,10 +148,25 @@ def _leave_out_zeros(op: Op, dtype: str) -> None:
 
 
 def _leave_out_holes(op: Op, dtype: str) -> None:
-    """Have a product leave out zeros in steps in which there are many; in others it is what has been chosen so far."""
-    op.sparsely = None
-    if op.record is GEMM and op.may_be_sparse and not op.sparse and _pays_sparse(op, dtype):
-        op.sparsely = replace(op, kernel=SPMM, fields={**op.fields, "joined": 0, "also": 0})
+    """Have a product leave out zeros in steps in which there are many; in others it is what has been chosen so far.
+
+    Of a weight gradient A' D those of D, as C' = D' A, or else those of A.
+    """
+    op.sparsely = []
+    if op.record is not GEMM or op.sparse or op.swapped:
+        return
+    given: dict[str, int | float | Ref] = {**op.fields, "joined": 0, "also": 0, "most": MOST}
+    if op.may_be_sparse and _pays_sparse(op, dtype):
+        op.sparsely = [replace(op, kernel=SPMM, fields=given, sparsely=[])]
+    if op.gradient_may_be_sparse and op.fields["a_row"] == 1:
+        names = {"a": "b", "a_row": "b_col", "a_col": "b_row", "b": "a", "b_row": "a_col", "b_col": "a_row"}
+        names |= {"m": "n", "n": "m"}
+        fields = {**given, **{to: op.fields[of] for to, of in names.items()}, "turned": 1}
+        if op.sparsely:
+            fields["most"] = MOST * 2 // 3
+        turned = replace(op, kernel=SPMM, fields=fields, sparsely=[])
+        if _pays_sparse(turned, dtype):
+            op.sparsely = [turned, *op.sparsely]
 
 
 def _pays_sparse(op: Op, dtype: str) -> bool:

@@ -51,7 +51,7 @@ def permutation(n: int, rng: np.random.Generator) -> np.ndarray:
 def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
     """Name and dtype of all kernels of a program."""
     for op in program.ops:
-        for each in filter(None, (op, op.sparsely, op.epilogue, op.sums)):
+        for each in filter(None, (*op.sparsely, op, op.epilogue, op.sums)):
             yield each.kernel, dtype
 
 
@@ -70,7 +70,7 @@ class Table:
         self.size = np.dtype(dtype).itemsize
         self.bases = bases
         self.length = len(program.ops)
-        every = [each for op in program.ops for each in (op, op.sparsely, op.epilogue, op.sums) if each is not None]
+        every = [e for op in program.ops for e in (*op.sparsely, op, op.epilogue, op.sums) if e is not None]
         self.claims = np.zeros((len(every), threads * blocking.LINE), np.int64)  # of a product's tasks
         self.memory = np.zeros(len(every) * SLOT, np.uint8)
         self.address = address(self.memory)
@@ -85,11 +85,9 @@ class Table:
                     extra[name] = self._put(next(free), epilogue, {})
             if op.record is GEMM:
                 extra |= {"scratch": scratch, "scratch_stride": stride}
-            if op.sparsely is not None:
-                at = next(free)
-                otherwise = self._put(at, op, {**extra, **self._cut(op, at, threads)})
-                op, extra = op.sparsely, {**extra, "otherwise": otherwise}
-            self._put(slot, op, {**extra, **self._cut(op, slot, threads)})
+            for way in (op, *reversed(op.sparsely)):
+                at = slot if way is (*op.sparsely, op)[0] else next(free)
+                extra["otherwise"] = self._put(at, way, {**extra, **self._cut(way, at, threads)})
 
     def _cut(self, op: Op, slot: int, threads: int) -> dict[str, int]:
         """How an operation is divided, if it is a product."""

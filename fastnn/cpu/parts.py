@@ -125,7 +125,7 @@ def _sum(op: Op, part: int, where: int) -> Op:
     }
     found = Op("small.fused", GEMM, fields, reads=op.reads, writes=(f"part {part + 1} {op.layer}",), layer=op.layer)
     found.label = f"gradients, part {part + 1}"
-    found.may_be_sparse = op.may_be_sparse
+    found.may_be_sparse, found.gradient_may_be_sparse = op.may_be_sparse, op.gradient_may_be_sparse
     found.epilogue = _store(Ref("arena", where), n)
     if op.sums is not None:
         found.sums = _store(Ref("arena", where + m * n), n)

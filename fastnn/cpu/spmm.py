@@ -33,6 +33,7 @@ from fastnn.cpu.simd import (
     store_tile,
     store_words,
     trailing_zeros,
+    transpose_block,
     zero_words,
     zeros_tile,
 )
@@ -120,7 +121,19 @@ def make_rows(vectors):
     return rows
 
 
-eight, four, two, one = (make_rows(vectors) for vectors in (WIDE, 4, 2, 1))
+one, two, three, four, five, six, seven, eight = (make_rows(vectors) for vectors in range(1, WIDE + 1))
+
+
+@device
+def turn(op, run, step, tile, width, top, rows, j, cols, out):
+    """The epilogue for C', of which `tile` is rows `top` to `top` + `rows` and `width` columns from j on."""
+    w = lanes(op.a)
+    for r in range(0, rows, 2 * w):
+        count = min(2 * w, rows - r)
+        for q in range(0, count, w):
+            for c in range(0, width, w):
+                transpose_block(offset(tile, (r + q) * width + c), width, offset(out, c * 2 * w + q), 2 * w)
+        call_epilogue(op.epilogue, run, step, out, 2 * w, j, top + r, cols, count)
 
 
 @device
@@ -142,13 +155,24 @@ def panel(op, run, step, a, words, top, rows, j, vectors, tiles, packed):
             fetched, at = op.touched and p + WORD >= k, (top + r) * updated.p_row + j
             if vectors == WIDE:
                 eight(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
+            elif vectors == 7:
+                seven(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
+            elif vectors == 6:
+                six(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
+            elif vectors == 5:
+                five(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
             elif vectors == 4:
                 four(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
+            elif vectors == 3:
+                three(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
             elif vectors == 2:
                 two(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
             else:
                 one(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
-        call_epilogue(op.epilogue, run, step, tiles, width, top + r, j, count, cols)
+        if op.turned:
+            turn(op, run, step, tiles, width, top + r, count, j, cols, packed)
+        else:
+            call_epilogue(op.epilogue, run, step, tiles, width, top + r, j, count, cols)
 
 
 @device
@@ -160,13 +184,16 @@ def some_rows(op, run, step, top, rows, left, right, tiles, words, packed):
         mark_rows(a, op.a_row, rows, op.k, words)
     else:
         mark_columns(a, op.a_col, rows, op.k, words)
+    if op.sums and op.turned and left == 0:
+        for r in range(0, rows, 2 * w):
+            sum_rows(op, run, step, offset(a, r), op.a_col, tiles, top + r, min(2 * w, rows - r))
     j = left
     while j < right:
-        rest = (right - j + w - 1) // w
-        vectors = WIDE if rest >= WIDE else 4 if rest >= 4 else min(rest, 2)
-        if op.sums and top == 0:
+        vectors = min(WIDE, (right - j + w - 1) // w)
+        if op.sums and not op.turned and top == 0:
             for q in range(j, j + vectors * w, 2 * w):
-                sum_rows(op, run, step, offset(op.b, q), op.b_row, tiles, q, min(2, vectors) * w)
+                width = min(2 * w, j + vectors * w - q)
+                sum_rows(op, run, step, offset(op.b, q), op.b_row, tiles, q, width)
         panel(op, run, step, a, words, top, rows, j, vectors, tiles, packed)
         j += vectors * w
 
@@ -194,7 +221,7 @@ def spmm(op, run, step, thread):
         task, last = share(tasks, place, threads)
     packed = offset(op.scratch, thread * op.scratch_stride)
     tiles = packed
-    if op.b_col != 1:
+    if op.b_col != 1 or op.turned:
         tiles = offset(packed, WORD * WIDE * lanes(op.a))
     words = cast(offset(tiles, op.block * WIDE * lanes(op.a)), INT64)
     while 0 <= task < last:
