@@ -91,7 +91,9 @@ class Lowering:
     def __post_init__(self) -> None:
         self._places: dict[str, int] = {}
         self._outputs: dict[int, str] = {0: "a0"}  # the region that holds each stage's output
-        self._holed: set[str] = set()  # regions with many zeros, as a rule: what relu or dropout leave, and its gradient
+        self._holed: set[str] = (
+            set()
+        )  # regions with many zeros, as a rule: what relu or dropout leave, and its gradient
 
     def _add(
         self,

@@ -17,7 +17,7 @@ The buffers of a program:
 ==============  ==================================================================
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fastnn.records import Record
 
@@ -59,6 +59,17 @@ class Op:
     layer: str = ""  # what a profile calls it: the layer it belongs to,
     label: str = ""  # and what it does there
 
+    def number(self, field: str) -> int:
+        """A field that is an integer."""
+        value = self.fields[field]
+        assert isinstance(value, int)
+        return value
+
+    def copy(self) -> "Op":
+        """The same with fields of its own."""
+        epilogue, sums = (each and each.copy() for each in (self.epilogue, self.sums))
+        return replace(self, fields=dict(self.fields), epilogue=epilogue, sums=sums)
+
 
 @dataclass
 class Program:
@@ -72,6 +83,10 @@ class Program:
     arena: int
     flops: int
     apart: list["Program"] = field(default_factory=list)
+
+    def copy(self) -> "Program":
+        """The same with operations of its own."""
+        return replace(self, ops=[op.copy() for op in self.ops])
 
 
 def schedule(ops: list[Op]) -> None:

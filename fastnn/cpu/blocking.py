@@ -196,12 +196,13 @@ def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int, *, turn
     return {"panels": together, "rows": rows, "block": min(block, rows)}
 
 
-def sparse_scratch(k: int, dtype: str, cut: dict[str, int], *, packed: bool = False) -> int:
-    """Elements one thread needs for that: sums, a word for each row and `WORD` steps of k, and a block of B that is
-    `packed`, or of C that is turned.
+def sparse_scratch(k: int, dtype: str, cut: dict[str, int], *, turned: bool = False) -> int:
+    """Elements one thread needs for that: a block of B, one of C as it is asked for if it is `turned`, sums, and a word
+    for each row and `WORD` steps of k.
     """
+    lanes = CPU.lanes(dtype)
     words = cut["rows"] * -(-k // WORD) * 8 // SIZES[dtype]
-    return -(-((packed * WORD + cut["block"]) * WIDE * CPU.lanes(dtype) + words) // 64) * 64
+    return -(-((WORD + turned * 2 * lanes + cut["block"]) * WIDE * lanes + words) // 64) * 64
 
 
 def scratch(dtype: str, cut: dict[str, int]) -> int:

@@ -7,7 +7,7 @@ from fastnn.cpu import blocking, parts, tensor_parallel
 from fastnn.program import Op, Program, Ref, schedule
 from fastnn.records import EPILOGUE, GEMM, LINEAR, RELU, RELU_SLOPE, UPDATE
 
-# Epilogues that small.fused does with tiles in registers.
+# Epilogues that small.fused and spmm.spmm do with tiles in registers.
 FINISHED = {
     "activations.linear_forward": LINEAR,
     "activations.relu_forward": RELU,
@@ -19,15 +19,9 @@ MOST = 38
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 
 
-def _int(op: Op, field: str) -> int:
-    value = op.fields[field]
-    assert isinstance(value, int)
-    return value
-
-
 def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     """How a product is divided into blocks and tasks."""
-    m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
+    m, n, k = op.number("m"), op.number("n"), op.number("k")
     by_rows = int(op.by_rows and op.batch == "m")
     if op.kernel in ("small.fused", "small.slim"):
         finish = _finish(op, dtype)
@@ -40,9 +34,11 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         touched = int(threads > 1 and updates and not op.fields.get("turned"))
         rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
         turned = bool(op.fields.get("turned"))
-        cut = blocking.sparse(rows, n, k, dtype, _int(op, "a_col"), sharing, turned=turned)
-        return {"touched": touched, "by_rows": by_rows, **cut}
-    strides = _int(op, "a_row"), _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
+        cut = blocking.sparse(rows, n, k, dtype, op.number("a_col"), sharing, turned=turned)
+        even = n % (blocking.WIDE // 2 * blocking.CPU.lanes(dtype)) == 0  # there are no other panels
+        finish = _finish(op, dtype) if even and not turned else EPILOGUE
+        return {"touched": touched, "by_rows": by_rows, "finish": finish, **cut}
+    strides = op.number("a_row"), op.number("a_col"), op.number("b_row"), op.number("b_col")
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
     return {"by_rows": 1, **blocking.blocks(-(-m // threads), n, k, dtype, *strides, 1)}
@@ -63,15 +59,15 @@ def sharers(program: Program, threads: int) -> int:
 
 def _scratch(op: Op, dtype: str, threads: int) -> int:
     if op.kernel == SPMM:
-        packed = op.fields["b_col"] != 1 or bool(op.fields.get("turned"))
-        return blocking.sparse_scratch(_int(op, "k"), dtype, cut(op, dtype, threads), packed=packed)
+        turned = bool(op.fields.get("turned"))
+        return blocking.sparse_scratch(op.number("k"), dtype, cut(op, dtype, threads), turned=turned)
     return blocking.scratch(dtype, cut(op, dtype, threads))
 
 
 def _finish(op: Op, dtype: str) -> int:
-    """Whether `small.fused` does an epilogue's work itself, since it is little and C has whole vectors."""
+    """Whether a kernel does an epilogue's work itself, since it is little and C has whole vectors."""
     assert op.epilogue is not None
-    whole = _int(op, "n") % blocking.CPU.lanes(dtype) == 0 and op.epilogue.fields.get("c_col") == 1
+    whole = op.number("n") % blocking.CPU.lanes(dtype) == 0 and op.epilogue.fields.get("c_col") == 1
     return FINISHED.get(op.epilogue.kernel, EPILOGUE) if whole else EPILOGUE
 
 
@@ -103,9 +99,9 @@ def _choose(program: Program, dtype: str, threads: int) -> None:
     for op in program.ops:
         if op.record is not GEMM or "part" in op.fields:
             continue
-        m, n, k = _int(op, "m"), _int(op, "n"), _int(op, "k")
-        strides = _int(op, "a_col"), _int(op, "b_row"), _int(op, "b_col")
-        if op.sums is not None and _int(op.sums, "n") > 1:  # gemv's kernels have sums of a single unit only
+        m, n, k = op.number("m"), op.number("n"), op.number("k")
+        strides = op.number("a_col"), op.number("b_row"), op.number("b_col")
+        if op.sums is not None and op.sums.number("n") > 1:  # gemv's kernels have sums of a single unit only
             op.kernel = blocking.of_matrix(m, n, k, dtype, strides[2])
         else:
             op.kernel = blocking.of_row(m, *strides) or blocking.of_matrix(m, n, k, dtype, strides[2])
@@ -170,7 +166,7 @@ def _leave_out_holes(op: Op, dtype: str) -> None:
 
 
 def _pays_sparse(op: Op, dtype: str) -> bool:
-    return blocking.pays_sparse(_int(op, "m"), _int(op, "n"), _int(op, "k"), dtype)
+    return blocking.pays_sparse(op.number("m"), op.number("n"), op.number("k"), dtype)
 
 
 def flops(program: Program, dtype: str) -> int:
@@ -209,4 +205,4 @@ def claimed(op: Op, threads: int) -> bool:
     """Whether threads take each other's tasks of a product: where that is worth atomic operations."""
     if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused", SPMM) or op.by_rows or "part" in op.fields:
         return False
-    return _int(op, "m") * _int(op, "n") * _int(op, "k") > CLAIMED
+    return op.number("m") * op.number("n") * op.number("k") > CLAIMED

@@ -151,11 +151,19 @@ class Executable:
         self.rows = rows
         flops = division.flops(program, dtype)
         self.threads = 1 if flops < ALONE else threads
+        tried = self.threads > 1 and flops < (TOGETHER if team.spins(self.threads) else min(TOGETHER, CROWDED))
         steps = [each for each in (program, short) if each is not None]
+        alone = [each.copy() for each in steps] if tried else []  # as one thread does them
         for each in steps:
             division.divide(each, dtype, self.threads)
-        stride = max(division.scratch(each, dtype, self.threads) for each in steps)
-        self.scratch = max(each.arena for each in steps)  # where it begins
+        for each in alone:
+            division.divide(each, dtype, 1)
+        stride = max(
+            *(division.scratch(each, dtype, self.threads) for each in steps),
+            *(division.scratch(each, dtype, 1) for each in alone),
+            0,
+        )
+        self.scratch = max(each.arena for each in (*steps, *alone))  # where it begins
         self.lock = threading.Lock()  # for who binds arrays and runs: a model may predict in several threads at once
         self.arena: np.ndarray = _memory(self.scratch + self.threads * stride, dtype, like.arena if like else None)
         apart = max(each.arena if each.apart else 0 for each in steps)
@@ -164,9 +172,8 @@ class Executable:
         self._keep = dict(buffers)
         bases = {name: address(array) for name, array in buffers.items()}
         bases |= {"arena": address(self.arena), "apart": address(self.apart), "totals": address(self.totals)}
-        programs = [each for step in steps for each in (step, *step.apart)]
+        programs = [*alone, *(each for step in steps for each in (step, *step.apart))]
         wanted = [*(kernel for each in programs for kernel in _kernels(each, dtype)), ENGINE]
-        tried = self.threads > 1 and flops < (TOGETHER if team.spins(self.threads) else min(TOGETHER, CROWDED))
         cold.load([*wanted, *HELPERS] if tried else wanted)
         self._team = np.zeros(24, np.int64)
         self._flags = np.zeros(16, np.int64)  # 0: steps done, 8: halt
@@ -180,8 +187,9 @@ class Executable:
         self._has_short = short is not None
         self._tables: list[Table] = []
         self._own_tables: list[np.ndarray] = []  # addresses
-        for step, prefix in zip(steps, ("", "short_"), strict=False):
-            self._lay_out(step, prefix, dtype, bases, stride)
+        self._fields: dict[bool, list[tuple[int, int]]] = {True: [], False: []}  # of a team's run, and of one thread's
+        for i, prefix in zip(range(len(steps)), ("", "short_"), strict=False):
+            self._lay_out(steps[i], alone[i] if alone else None, prefix, dtype, bases, stride)
         run["short_step"] = -1
         run["team"], run["done"], run["halt"] = address(self._team), flags, flags + 64
         run["yields"], run["spins"] = team.yield_address(), team.spins(self.threads)
@@ -193,21 +201,27 @@ class Executable:
         # place in between where Python would let an interruption in.
         self.progress = memoryview(self._flags)
 
-    def _lay_out(self, step: Program, prefix: str, dtype: str, bases: Mapping[str, int], stride: int) -> None:
+    def _lay_out(
+        self, step: Program, alone: Program | None, prefix: str, dtype: str, bases: Mapping[str, int], stride: int
+    ) -> None:
         """Make the tables of a step, and tell the run's record of them in the fields that begin with `prefix`."""
-        run, sharers = self.run_record, division.sharers(step, self.threads)
+        run = self.run_record
 
-        def table(program: Program, thread: int = 0) -> Table:
+        def table(program: Program, threads: int, thread: int = 0) -> Table:
             scratch = Ref("arena", self.scratch + thread * stride)
-            self._tables.append(Table(program, dtype, bases, scratch, stride, sharers))
+            self._tables.append(Table(program, dtype, bases, scratch, stride, threads))
             return self._tables[-1]
 
-        whole = table(step)
-        run[f"{prefix}table"], run[f"{prefix}records"] = whole.address, whole.length
-        if step.apart:
-            own = [table(program, thread) for thread, program in enumerate(step.apart)]
+        if step.apart:  # then the step itself is what one thread does
+            own = [table(program, 1, thread) for thread, program in enumerate(step.apart)]
             self._own_tables.append(np.array([each.address for each in own]))
             run[f"{prefix}apart"], run[f"{prefix}apart_records"] = address(self._own_tables[-1]), own[0].length
+            alone = None
+        ways = {True: table(step, division.sharers(step, self.threads))}
+        ways[False] = table(alone, 1) if alone else ways[True]
+        for shared, each in ways.items():
+            for field, value in ((f"{prefix}table", each.address), (f"{prefix}records", each.length)):
+                self._fields[shared].append((RUN.offsets[field] // 8, value))
 
     def bind(self, **arrays: np.ndarray | None) -> None:
         """Give the caller's arrays (x, y, weight, index, out) for the next runs; None means absent."""
@@ -319,6 +333,8 @@ class Executable:
         """
         words = self._words
         words[FIRST], words[STOP], words[THREADS] = first, stop, threads
+        for word, value in self._fields[threads > 1]:
+            words[word] = value
         words[WORDS + FIRST], words[WORDS + STOP] = first, stop
         self._team[:] = 0
         for table in self._tables:

@@ -24,7 +24,7 @@ def split(program: Program, dtype: str) -> None:
     """Replace the updates of layers by sums of parts and updates by these, if that pays for all that share tiles."""
     updates = [op for op in program.ops if op.epilogue is not None and op.epilogue.record is UPDATE]
     small = [op for op in updates if not op.kernel.startswith("gemv.")]
-    work = sum(_number(op, "m") * _number(op, "n") * _number(op, "k") for op in small)
+    work = sum(op.number("m") * op.number("n") * op.number("k") for op in small)
     if not small or work < LEAST or not all(_pays(op, dtype) for op in small):
         return
     sums: list[Op] = []
@@ -59,11 +59,11 @@ def _place(op: Op) -> int:
 
 def _size(op: Op) -> int:
     """How many there are, with the bias."""
-    return (_number(op, "m") + (op.sums is not None)) * _number(op, "n")
+    return (op.number("m") + (op.sums is not None)) * op.number("n")
 
 
 def _pays(op: Op, dtype: str) -> bool:
-    m, n, k = (_number(op, name) for name in ("m", "n", "k"))
+    m, n, k = (op.number(name) for name in ("m", "n", "k"))
     assert op.epilogue is not None
     dense = op.epilogue.fields["p_row"] == n and n % blocking.CPU.lanes(dtype) == 0  # so that an update is one array
     # Elements that cores exchange: of the parts, written and read, or of both factors.
@@ -78,7 +78,7 @@ def joined(op: Op, *, sums: bool = True) -> bool:
     """
     if op.epilogue is None or op.sums is None:
         return not sums
-    behind = _number(op, "m") * _number(op.epilogue, "p_row")
+    behind = op.number("m") * op.epilogue.number("p_row")
     for name in ("p", "s0", "s1"):
         kernel, bias = op.epilogue.fields[name], op.sums.fields[name]
         if isinstance(kernel, Ref) and bias != Ref(kernel.buffer, kernel.offset + behind):
@@ -110,15 +110,15 @@ def _split(group: list[Op], program: Program) -> tuple[list[Op], Op]:
 
 def _sum(op: Op, part: int, where: int) -> Op:
     """The gradients of a layer over a part of the batch, which are left in the arena."""
-    m, n, k = (_number(op, name) for name in ("m", "n", "k"))
+    m, n, k = (op.number(name) for name in ("m", "n", "k"))
     low, high = k * part // PARTS, k * (part + 1) // PARTS
     a, b = op.fields["a"], op.fields["b"]
     assert isinstance(a, Ref)
     assert isinstance(b, Ref)
     fields = {
         **op.fields,
-        "a": Ref(a.buffer, a.offset + low * _number(op, "a_col")),
-        "b": Ref(b.buffer, b.offset + low * _number(op, "b_row")),
+        "a": Ref(a.buffer, a.offset + low * op.number("a_col")),
+        "b": Ref(b.buffer, b.offset + low * op.number("b_row")),
         "k": high - low,
         "part": part + 1,
         "joined": 0,
@@ -135,9 +135,3 @@ def _sum(op: Op, part: int, where: int) -> Op:
 def _store(where: Ref, n: int) -> Op:
     """The epilogue that writes sums to `where`, rows without gaps."""
     return Op("activations.linear_forward", FORWARD, {"c": where, "c_row": n, "c_col": 1})
-
-
-def _number(op: Op, field: str) -> int:
-    value = op.fields[field]
-    assert isinstance(value, int)
-    return value

@@ -11,32 +11,28 @@ it saves.  The sums are those of `fastnn.cpu.gemm`: the bits are the same.
 """
 
 from fastnn.cpu.blocking import MR, TILES
+from fastnn.cpu.finish import make_finish
 from fastnn.cpu.gemm import FEW, HALF, LINE, add_rows, are_halves, pack_panel, sum_rows
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.share import claim, part_of, share
 from fastnn.cpu.simd import (
-    add_row,
     call_epilogue,
     is_null,
     lanes,
     load,
     load_first,
-    load_rows,
     load_tile,
     offset,
     rank1,
     reference,
-    relu_tile,
     row_offsets,
     row_offsets_within,
     store_rows,
-    store_rows_at,
     store_tile,
-    times_relu_slope,
     touch_rows,
     zeros_tile,
 )
-from fastnn.records import BACKWARD, EPILOGUE, FORWARD, GEMM, RELU, RELU_SLOPE
+from fastnn.records import BACKWARD, EPILOGUE, FORWARD, GEMM, RELU_SLOPE
 
 TALL = min(MR, 8)  # 8 rows of two vectors are 16 sums at once: more than the CPU needs to be busy
 
@@ -104,6 +100,8 @@ def plain(op, run, step, thread):
 
 
 def make_tile(height, vectors):
+    finished = make_finish(vectors)
+
     @device
     def multiply(a, offsets, a_col, b, b_row, k, finish, tile, c, places, bias, y, more):
         # offsets: where rows of A are; places: those of C, and of y and more, which have C's layout
@@ -112,16 +110,8 @@ def make_tile(height, vectors):
             x = rank1(x, offset(a, p * a_col), offsets, load_tile(offset(b, p * b_row), 1, vectors))
         if finish == EPILOGUE:
             store_tile(x, tile)
-        elif finish == RELU_SLOPE:
-            store_rows_at(times_relu_slope(x, load_rows(y, places, vectors)), c, places)
         else:
-            if not is_null(more):
-                x = add_row(x, load_rows(more, places, vectors))
-            if not is_null(bias):
-                x = add_row(x, load_tile(bias, 1, vectors))
-            if finish == RELU:
-                x = relu_tile(x)
-            store_rows_at(x, c, places)
+            finished(x, finish, c, places, bias, y, more)
 
     return multiply
 

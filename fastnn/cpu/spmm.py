@@ -12,6 +12,7 @@ there, and here it is not looked at."""
 from numba.types import int64 as INT64
 
 from fastnn.cpu.blocking import WIDE, WORD
+from fastnn.cpu.finish import make_finish
 from fastnn.cpu.gemm import pack_panel, prefetch_row, sum_rows
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.share import claim, part_of, share
@@ -37,9 +38,9 @@ from fastnn.cpu.simd import (
     zero_words,
     zeros_tile,
 )
-from fastnn.records import GEMM, UPDATE
+from fastnn.records import BACKWARD, EPILOGUE, FORWARD, GEMM, RELU_SLOPE, UPDATE
 
-as_update = reference(UPDATE)
+as_forward, as_backward, as_update = reference(FORWARD), reference(BACKWARD), reference(UPDATE)
 HERE = (0,)  # of a tile of one row
 LOOKS = 8  # rows of A, or columns, that are looked at to find out whether it is sparse
 
@@ -96,32 +97,51 @@ def mark_columns(a, a_col, rows, k, words):
 
 
 def make_rows(vectors):
-    """`WORD` steps of k for some rows, `vectors` vectors wide; `tiles` holds the sums before and after."""
+    """Steps p to p + `WORD` of k for some rows from `top` on, `vectors` vectors wide from column j on; `tiles` holds
+    the sums before and after.
+    """
+    finished = make_finish(vectors)
 
     @device
-    def rows(a, a_row, a_col, b, b_row, words, count, tiles, first, fetched, updated, at):
-        # fetched: whether the epilogue, `updated`, updates what lies `at`, which is to be fetched meanwhile
+    def rows(op, a, b, b_row, words, top, count, j, p, tiles):
+        # a, b: the first elements that are multiplied
         width = vectors * lanes(a)
+        a_row, a_col = op.a_row, op.a_col
+        first, last = p == 0, p + WORD >= op.k
+        output, updated = as_forward(op.epilogue, op), as_update(op.epilogue, op)
+        finish, fetched = EPILOGUE, False
+        if last:
+            finish, fetched = op.finish, op.touched
+        at, bias, more, y = top * output.c_row + j, output.bias, output.more, output.c
+        if finish == RELU_SLOPE:
+            y = as_backward(op.epilogue, op).y
+        elif not is_null(bias):
+            bias = offset(bias, j)
         for r in range(count):
-            if fetched:
-                here = at + r * updated.p_row
+            if fetched:  # what the epilogue updates
+                here = (top + r) * updated.p_row + j
                 prefetch_row(updated.p, here, vectors)
                 prefetch_row(updated.s0, here, vectors)
                 prefetch_row(updated.s1, here, vectors)
             word = words[r]
-            if first or word != 0:
+            if first or word != 0 or finish != EPILOGUE:
                 row, tile = offset(a, r * a_row), offset(tiles, r * width)
                 c = zeros_tile(a, 1, vectors) if first else load_tile(tile, 1, vectors)
                 while word != 0:
-                    p = trailing_zeros(word)
+                    q = trailing_zeros(word)
                     word &= word - 1
-                    c = rank1(c, offset(row, p * a_col), HERE, load_tile(offset(b, p * b_row), 1, vectors))
-                store_tile(c, tile)
+                    c = rank1(c, offset(row, q * a_col), HERE, load_tile(offset(b, q * b_row), 1, vectors))
+                if finish == EPILOGUE:
+                    store_tile(c, tile)
+                else:
+                    extra = more if is_null(more) else offset(more, at)
+                    finished(c, finish, offset(output.c, at), HERE, bias, offset(y, at), extra)
+            at += output.c_row
 
     return rows
 
 
-one, two, three, four, five, six, seven, eight = (make_rows(vectors) for vectors in range(1, WIDE + 1))
+wide, narrow = make_rows(WIDE), make_rows(WIDE // 2)
 
 
 @device
@@ -137,47 +157,32 @@ def turn(op, run, step, tile, width, top, rows, j, cols, out):
 
 
 @device
-def panel(op, run, step, a, words, top, rows, j, vectors, tiles, packed):
-    """`rows` rows of C from `top` on, `vectors` vectors wide from column j on."""
-    width = vectors * lanes(a)
+def panel(op, run, step, a, words, top, rows, j, width, tiles, packed):
+    """`rows` rows of C from `top` on, and `width` columns from j on, of which some may not exist."""
+    k = op.k
     cols = min(width, op.n - j)
-    a_row, a_col, k = op.a_row, op.a_col, op.k
-    updated = as_update(op.epilogue, op)  # if it is one; else nothing is fetched
     for r in range(0, rows, op.block):
         count = min(op.block, rows - r)
         for p in range(0, k, WORD):
             b, b_row = offset(op.b, j * op.b_col + p * op.b_row), op.b_row
-            if op.b_col != 1:
+            if op.b_col != 1 or cols < width:
                 if r == 0 or k > WORD:
                     pack_panel(b, b_row, op.b_col, min(WORD, k - p), cols, width, packed)
                 b, b_row = packed, width
-            here, first, marks = offset(a, r * a_row + p * a_col), p == 0, offset(words, p // WORD * rows + r)
-            fetched, at = op.touched and p + WORD >= k, (top + r) * updated.p_row + j
-            if vectors == WIDE:
-                eight(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
-            elif vectors == 7:
-                seven(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
-            elif vectors == 6:
-                six(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
-            elif vectors == 5:
-                five(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
-            elif vectors == 4:
-                four(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
-            elif vectors == 3:
-                three(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
-            elif vectors == 2:
-                two(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
+            here, marks = offset(a, r * op.a_row + p * op.a_col), offset(words, p // WORD * rows + r)
+            if width == WIDE * lanes(a):
+                wide(op, here, b, b_row, marks, top + r, count, j, p, tiles)
             else:
-                one(here, a_row, a_col, b, b_row, marks, count, tiles, first, fetched, updated, at)
+                narrow(op, here, b, b_row, marks, top + r, count, j, p, tiles)
         if op.turned:
-            turn(op, run, step, tiles, width, top + r, count, j, cols, packed)
-        else:
+            turn(op, run, step, tiles, width, top + r, count, j, cols, offset(packed, WORD * WIDE * lanes(a)))
+        elif op.finish == EPILOGUE:
             call_epilogue(op.epilogue, run, step, tiles, width, top + r, j, count, cols)
 
 
 @device
 def some_rows(op, run, step, top, rows, left, right, tiles, words, packed):
-    """`rows` rows of C from `top` on, and columns `left` to `right`, which are whole vectors if B's rows are."""
+    """`rows` rows of C from `top` on, and columns `left` to `right`."""
     w = lanes(op.a)
     a = offset(op.a, top * op.a_row)
     if op.a_col == 1:
@@ -189,18 +194,18 @@ def some_rows(op, run, step, top, rows, left, right, tiles, words, packed):
             sum_rows(op, run, step, offset(a, r), op.a_col, tiles, top + r, min(2 * w, rows - r))
     j = left
     while j < right:
-        vectors = min(WIDE, (right - j + w - 1) // w)
+        width = (WIDE if right - j > WIDE // 2 * w else WIDE // 2) * w
         if op.sums and not op.turned and top == 0:
-            for q in range(j, j + vectors * w, 2 * w):
-                width = min(2 * w, j + vectors * w - q)
-                sum_rows(op, run, step, offset(op.b, q), op.b_row, tiles, q, width)
-        panel(op, run, step, a, words, top, rows, j, vectors, tiles, packed)
-        j += vectors * w
+            end = min(j + width, right)
+            for q in range(j, end, 2 * w):
+                sum_rows(op, run, step, offset(op.b, q), op.b_row, tiles, q, min(2 * w, end - q))
+        panel(op, run, step, a, words, top, rows, j, width, tiles, packed)
+        j += width
 
 
 @kernel(GEMM)
 def spmm(op, run, step, thread):
-    """A's rows are contiguous or its columns, in whole vectors; B's rows are, and as whole as C's, or its columns."""
+    """A's rows are contiguous, or its columns, in whole vectors; and B's rows, or its columns."""
     low, high, place, threads = 0, op.m, thread, run.threads
     if op.by_rows:
         low, high = share(op.m, thread, threads)
@@ -220,9 +225,7 @@ def spmm(op, run, step, thread):
     elif not op.by_rows:
         task, last = share(tasks, place, threads)
     packed = offset(op.scratch, thread * op.scratch_stride)
-    tiles = packed
-    if op.b_col != 1 or op.turned:
-        tiles = offset(packed, WORD * WIDE * lanes(op.a))
+    tiles = offset(packed, (WORD + op.turned * 2 * lanes(op.a)) * WIDE * lanes(op.a))
     words = cast(offset(tiles, op.block * WIDE * lanes(op.a)), INT64)
     while 0 <= task < last:
         left, top = task // tasks_of_column * columns, low + task % tasks_of_column * op.rows

@@ -51,7 +51,7 @@ class Split:
 
     def features(self, owner: int) -> tuple[int, int]:
         """What an owner has of k."""
-        return (0, self.at) if owner == 0 else (self.at, _int(self.op, "k"))
+        return (0, self.at) if owner == 0 else (self.at, self.op.number("k"))
 
 
 def find(program: Program) -> Split | None:
@@ -62,8 +62,8 @@ def find(program: Program) -> Split | None:
     if not LEAST <= program.flops <= MOST:
         return None
     first, second = layers[:2]
-    weights, units = [_int(op, "k") * _units(op) for op in layers], [_units(op) for op in layers]
-    rows = _int(first, "m")
+    weights, units = [op.number("k") * _units(op) for op in layers], [_units(op) for op in layers]
+    rows = first.number("m")
 
     def pays(parted: int, part: float) -> bool:
         repeated = 6 * rows * sum(weights[parted + 1 :])
@@ -71,19 +71,19 @@ def find(program: Program) -> Split | None:
         return units[0] > 1 and little and repeated <= REPEATED * program.flops
 
     if first.reads[0] == "a0" and pays(0, INPUTS):
-        inputs = _int(first, "k")
+        inputs = first.number("k")
         whole = WORD if inputs >= MANY else VECTOR
         at = round(inputs / OWNERS / whole) * whole
         return Split(first, at) if 0 < at < inputs else None
     plain = all(op is first or _updates(op) for op in program.ops if op.layer == first.layer)
-    even = _int(second, "k") == units[0] and units[0] % (OWNERS * VECTOR) == 0
+    even = second.number("k") == units[0] and units[0] % (OWNERS * VECTOR) == 0
     if plain and even and first.writes[0] in second.reads and weights[0] <= COLUMNS and pays(1, UNITS):
         return Split(second, units[0] // OWNERS, first.layer)
     return None
 
 
 def _units(forward: Op) -> int:
-    return 1 if forward.swapped else _int(forward, "n")
+    return 1 if forward.swapped else forward.number("n")
 
 
 # --- for any number of threads --------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def _partial(split: Split, owner: int, where: Ref) -> Op:
 def _outputs(op: Op) -> int:
     """Elements of a layer's outputs."""
     assert op.epilogue is not None
-    return _int(op, "n" if op.swapped else "m") * _int(op.epilogue, "c_row")
+    return op.number("n" if op.swapped else "m") * op.epilogue.number("c_row")
 
 
 # --- for as many threads as there are owners ------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def _own(op: Op, split: Split, owner: int, where: Ref) -> list[Op]:
         return [_columns(op, low, high, sums=True)]
     if _updates(op):
         if not of_layer:  # inputs are shared; of a single unit in whole vectors, since these are what is written
-            inputs, whole = (_int(op, "n"), VECTOR) if op.swapped else (_int(op, "m"), 1)
+            inputs, whole = (op.number("n"), VECTOR) if op.swapped else (op.number("m"), 1)
             at = min(-(-inputs // OWNERS // whole) * whole, inputs)
             low, high = (0, at) if owner == 0 else (at, inputs)
         own = _columns(op, low, high) if op.swapped else _rows(op, low, high)
@@ -176,7 +176,7 @@ def _combine(op: Op, where: Ref) -> Op:
     """The sum of all owners' contributions, and the epilogue of the product."""
     assert op.epilogue is not None
     epilogue = _slice(op.epilogue)
-    fields: Fields = {"x": where, "g": where, "y": epilogue.fields["c"], "rows": _int(op, "m"), "cols": _int(op, "n")}
+    fields: Fields = {"x": where, "g": where, "y": epilogue.fields["c"], "rows": op.number("m"), "cols": op.number("n")}
     fields["ld"] = epilogue.fields["c_row"]
     return Op(
         "rows.combine",
@@ -206,7 +206,7 @@ def _slice(op: Op, by: dict[str, int] | None = None, **numbers: int) -> Op:
 def _depth(op: Op, low: int, high: int) -> Op:
     """The sum over a part of k."""
     assert op.epilogue is not None
-    part = _slice(op, {"a": low * _int(op, "a_col"), "b": low * _int(op, "b_row")}, k=high - low)
+    part = _slice(op, {"a": low * op.number("a_col"), "b": low * op.number("b_row")}, k=high - low)
     part.epilogue = _slice(op.epilogue)
     return part
 
@@ -214,7 +214,7 @@ def _depth(op: Op, low: int, high: int) -> Op:
 def _columns(op: Op, low: int, high: int, *, sums: bool = False) -> Op:
     """Some columns of C, and where `sums` of the sums of B's rows, too."""
     assert op.epilogue is not None
-    part = _slice(op, {"b": low * _int(op, "b_col")}, n=high - low)
+    part = _slice(op, {"b": low * op.number("b_col")}, n=high - low)
     part.epilogue = _slice(op.epilogue, dict.fromkeys(("c", "y", "bias", "p", "s0", "s1"), low))
     if op.sums is not None and sums:
         part.sums = _slice(op.sums, dict.fromkeys(("p", "s0", "s1"), low), n=high - low)
@@ -224,8 +224,8 @@ def _columns(op: Op, low: int, high: int, *, sums: bool = False) -> Op:
 def _rows(op: Op, low: int, high: int) -> Op:
     """Some rows of an update."""
     assert op.epilogue is not None
-    part = _slice(op, {"a": low * _int(op, "a_row")}, m=high - low)
-    part.epilogue = _slice(op.epilogue, dict.fromkeys(("p", "s0", "s1"), low * _int(op.epilogue, "p_row")))
+    part = _slice(op, {"a": low * op.number("a_row")}, m=high - low)
+    part.epilogue = _slice(op.epilogue, dict.fromkeys(("p", "s0", "s1"), low * op.epilogue.number("p_row")))
     return part
 
 
@@ -252,9 +252,3 @@ def _take(program: Program, elements: int) -> int:
     start = -(-program.arena // ALIGNED) * ALIGNED
     program.arena = start + -(-elements // ALIGNED) * ALIGNED
     return start
-
-
-def _int(op: Op, field: str) -> int:
-    value = op.fields[field]
-    assert isinstance(value, int)
-    return value
