@@ -202,7 +202,8 @@ def sparse_scratch(k: int, dtype: str, cut: dict[str, int], *, turned: bool = Fa
     """
     lanes = CPU.lanes(dtype)
     words = cut["rows"] * -(-k // WORD) * 8 // SIZES[dtype]
-    return -(-((WORD + turned * 2 * lanes + cut["block"]) * WIDE * lanes + words) // 64) * 64
+    out = turned * lanes * max(2 * WIDE * lanes, cut["block"])
+    return -(-((WORD + cut["block"]) * WIDE * lanes + out + words) // 64) * 64
 
 
 def scratch(dtype: str, cut: dict[str, int]) -> int:

@@ -15,7 +15,11 @@ FINISHED = {
 }
 SPMM = "spmm.spmm"
 # Elements of 64 in A that are not 0, up to which a product leaves out the zeros of what relu or dropout have left.
-MOST = 38
+# Where other kernels pack B, too (input gradients), it pays longer; less where a row of C is one short panel, whose sums
+# wait for each other; and for C' = D' A, which has to be turned: in place of the product with zeros, or of one
+# that leaves out those in A, as a share of what may be there.
+MOST, PACKED, NARROW = 40, 48, -6
+TURNED, RATHER = 34, 2 / 3
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 
 
@@ -151,15 +155,16 @@ def _leave_out_holes(op: Op, dtype: str) -> None:
     op.sparsely = []
     if op.record is not GEMM or op.sparse or op.swapped:
         return
-    given: dict[str, int | float | Ref] = {**op.fields, "joined": 0, "also": 0, "most": MOST}
+    given: dict[str, int | float | Ref] = {**op.fields, "joined": 0, "also": 0}
     if op.may_be_sparse and _pays_sparse(op, dtype):
+        narrow = op.number("n") <= blocking.WIDE // 2 * blocking.CPU.lanes(dtype)
+        given["most"] = (MOST if op.fields["b_col"] == 1 else PACKED) + narrow * NARROW
         op.sparsely = [replace(op, kernel=SPMM, fields=given, sparsely=[])]
     if op.gradient_may_be_sparse and op.fields["a_row"] == 1:
         names = {"a": "b", "a_row": "b_col", "a_col": "b_row", "b": "a", "b_row": "a_col", "b_col": "a_row"}
         names |= {"m": "n", "n": "m"}
         fields = {**given, **{to: op.fields[of] for to, of in names.items()}, "turned": 1}
-        if op.sparsely:
-            fields["most"] = MOST * 2 // 3
+        fields["most"] = round(MOST * RATHER) if op.sparsely else TURNED
         turned = replace(op, kernel=SPMM, fields=fields, sparsely=[])
         if _pays_sparse(turned, dtype):
             op.sparsely = [turned, *op.sparsely]

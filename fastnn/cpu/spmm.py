@@ -146,14 +146,18 @@ wide, narrow = make_rows(WIDE), make_rows(WIDE // 2)
 
 @device
 def turn(op, run, step, tile, width, top, rows, j, cols, out):
-    """The epilogue for C', of which `tile` is rows `top` to `top` + `rows` and `width` columns from j on."""
+    """The epilogue for C', of which `tile` is rows `top` to `top` + `rows` and `width` columns from j on.
+
+    It is called for as many rows of C as there is room for in `out`, a vector's lanes at least.
+    """
     w = lanes(op.a)
-    for r in range(0, rows, 2 * w):
-        count = min(2 * w, rows - r)
+    height = max(1, 2 * WIDE * w // rows) * w
+    for c in range(0, cols, height):
+        count = min(height, width - c)
         for q in range(0, count, w):
-            for c in range(0, width, w):
-                transpose_block(offset(tile, (r + q) * width + c), width, offset(out, c * 2 * w + q), 2 * w)
-        call_epilogue(op.epilogue, run, step, out, 2 * w, j, top + r, cols, count)
+            for r in range(0, rows, w):
+                transpose_block(offset(tile, r * width + c + q), width, offset(out, q * rows + r), rows)
+        call_epilogue(op.epilogue, run, step, out, rows, j + c, top, min(count, cols - c), rows)
 
 
 @device
@@ -225,7 +229,8 @@ def spmm(op, run, step, thread):
     elif not op.by_rows:
         task, last = share(tasks, place, threads)
     packed = offset(op.scratch, thread * op.scratch_stride)
-    tiles = offset(packed, (WORD + op.turned * 2 * lanes(op.a)) * WIDE * lanes(op.a))
+    turned = op.turned * lanes(op.a) * max(2 * WIDE * lanes(op.a), op.block)
+    tiles = offset(packed, WORD * WIDE * lanes(op.a) + turned)
     words = cast(offset(tiles, op.block * WIDE * lanes(op.a)), INT64)
     while 0 <= task < last:
         left, top = task // tasks_of_column * columns, low + task % tasks_of_column * op.rows
