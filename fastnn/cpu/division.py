@@ -15,8 +15,8 @@ FINISHED = {
 }
 SPMM = "spmm.spmm"
 # Elements of 64 in A that are not 0, up to which a product leaves out the zeros of what relu or dropout have left.
-# Where other kernels pack B, too (input gradients), it pays longer; less where a row of C is one short panel, whose sums
-# wait for each other; and for C' = D' A, which has to be turned: in place of the product with zeros, or of one
+# Where other kernels pack B, too (input gradients), it pays longer; less where a row of C is one short panel, whose
+# sums wait for each other; and for C' = D' A, which has to be turned: in place of the product with zeros, or of one
 # that leaves out those in A, as a share of what may be there.
 MOST, PACKED, NARROW = 40, 48, -6
 TURNED, RATHER = 34, 2 / 3
