@@ -18,12 +18,11 @@ INT64 = 8
 def flops(op: Op, density: float = 1.0) -> int:
     """Operations of a product, a multiply-add being two; 0 for all else.
 
-    `density` is the share of the inputs that are not 0, which matters where a product leaves out the others.
+    `density` is the share of them that is done where a product leaves out those with a 0.
     """
     if op.record is not records.GEMM:
         return 0
-    every = 2 * _int(op.fields, "m") * _int(op.fields, "n") * _int(op.fields, "k")
-    return round(every * density) if op.sparse else every
+    return round(2 * _int(op.fields, "m") * _int(op.fields, "n") * _int(op.fields, "k") * density)
 
 
 def moved(op: Op, size: int) -> int:

@@ -14,7 +14,7 @@ cache may come faster: then the share of the peak is above 100%.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,7 +222,7 @@ class _Run:
             threads=threads,
             steps=len(times),
             rows=tuple(
-                _row(ops, self._label(ops[0]), float(took), size, self.samples.density, peak, bandwidth)
+                _row(ops, self._label(ops[0]), float(took), size, self._density, peak, bandwidth)
                 for ops, took in zip(self._operations(), middle[:-1, 1], strict=True)
             ),
             waiting=float(np.median(times[:, :, 0].sum(axis=1))) if threads > 1 else 0.0,
@@ -235,6 +235,10 @@ class _Run:
     def _operations(self) -> list[tuple[Op, ...]]:
         """What is done at each place of a step: one operation, or one by each thread."""
         return list(zip(*(each.ops for each in self.program.apart or [self.program]), strict=True))
+
+    def _density(self, op: Op) -> float:
+        """What part of a product's multiply-adds is done; others have a 0."""
+        return self.samples.density if op.sparse else self.executable.density(op)
 
     def _label(self, op: Op) -> str:
         """What an operation is called; metrics by the names that the user gave them."""
@@ -281,9 +285,15 @@ class _Run:
 
 
 def _row(
-    ops: tuple[Op, ...], label: str, seconds: float, size: int, density: float, peak: float, bandwidth: float
+    ops: tuple[Op, ...],
+    label: str,
+    seconds: float,
+    size: int,
+    density: Callable[[Op], float],
+    peak: float,
+    bandwidth: float,
 ) -> Row:
-    flops, moved = sum(costs.flops(op, density) for op in ops), sum(costs.moved(op, size) for op in ops)
+    flops, moved = sum(costs.flops(op, density(op)) for op in ops), sum(costs.moved(op, size) for op in ops)
     arithmetic, memory = flops / peak, moved / bandwidth
     bound = "arithmetic" if arithmetic > memory else "memory"
     return Row(ops[0].layer, label, seconds, flops, moved, bound, max(arithmetic, memory))

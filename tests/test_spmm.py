@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from guard import ENDS, Guarded
 from test_kernels import DTYPES, call, close, lanes, random, record
-from test_plan import divided, races
+from test_plan import divided, fresh, races
 
 import fastnn
 from fastnn import data, training
 from fastnn.cpu import blocking, division, loader
 from fastnn.cpu.memory import address
-from fastnn.layers import Dense, Dropout, Input, Rescaling
+from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.plan import Lowering
 from fastnn.records import FORWARD, GEMM, UPDATE
 
@@ -39,28 +39,30 @@ def padded(x, dtype):
 # --- the kernel -----------------------------------------------------------------------------------------------------
 
 
-def product(a, b, dtype, threads, end, *, transposed):
-    """``a @ b`` or ``a.T @ b`` by the kernel, with operands against unreadable pages."""
-    w = lanes(dtype)
+def product(a, b, dtype, threads, end, *, transposed, packed=False, by_rows=False, **given):
+    """``a @ b`` or ``a.T @ b`` by the kernel, with operands against unreadable pages.
+
+    `packed`: B's columns are contiguous, not its rows; `given`: more fields of the epilogue.
+    """
     rows = padded(a, dtype)
     m, k = a.shape[::-1] if transposed else a.shape
     n = b.shape[1]
     strides = (1, rows.shape[1]) if transposed else (rows.shape[1], 1)
-    cut = blocking.sparse(m, n, k, dtype, strides[1], threads)
+    cut = blocking.sparse(-(-m // threads) if by_rows else m, n, k, dtype, strides[1], 1 if by_rows else threads)
     stride = blocking.sparse_scratch(k, dtype, cut)
     c = Guarded(np.full((m, n), 7, dtype), end)
-    given = [Guarded(rows, end), Guarded(b, end), Guarded(np.zeros(threads * stride, dtype), end)]
-    where = {"c": c.array, "c_row": n, "c_col": 1}
+    held = [Guarded(rows, end), Guarded(b.T if packed else b, end), Guarded(np.zeros(threads * stride, dtype), end)]
+    where = {"c": c.array, "c_row": n, "c_col": 1, **given}
     epilogue = record(FORWARD, kernel=loader.address("activations.linear_forward", dtype), **where)
-    fields = {**cut, "m": m, "n": n, "k": k, "a": given[0].array, "a_row": strides[0], "a_col": strides[1]}
-    fields |= {"b": given[1].array, "b_row": n, "b_col": 1, "epilogue": address(epilogue)}
+    fields = {**cut, "m": m, "n": n, "k": k, "a": held[0].array, "a_row": strides[0], "a_col": strides[1]}
+    fields |= {"b": held[1].array, "b_row": 1 if packed else n, "b_col": k if packed else 1}
     claims = np.zeros(threads * blocking.LINE, np.int64)  # with some threads, which claim tasks then
-    fields |= {"scratch": given[2].array, "scratch_stride": stride, "claims": claims if threads > 1 else 0}
-    call("spmm.spmm", dtype, GEMM, fields, threads=threads)
-    assert n % w == 0
-    assert claims.any() == (threads > 1)
-    np.testing.assert_array_equal(given[0].array, rows)
-    np.testing.assert_array_equal(given[1].array, b)
+    claimed = threads > 1 and not by_rows
+    fields |= {"scratch": held[2].array, "scratch_stride": stride, "claims": claims if claimed else 0}
+    call("spmm.spmm", dtype, GEMM, {**fields, "by_rows": by_rows, "epilogue": address(epilogue)}, threads=threads)
+    assert claims.any() == claimed
+    np.testing.assert_array_equal(held[0].array, rows)
+    np.testing.assert_array_equal(held[1].array, b.T if packed else b)
     return c.array
 
 
@@ -77,6 +79,34 @@ def test_products(transposed, end, dtype):
             found = product(a, b, dtype, threads, end, transposed=transposed)
             wide = a.astype(float).T if transposed else a.astype(float)
             np.testing.assert_allclose(found, wide @ b.astype(float), **close(dtype, 400))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_products_with_columns_of_b(by_rows, end, dtype):
+    """Of any number; blocks of B are copied for all rows of a thread."""
+    w = lanes(dtype)
+    shapes = itertools.product((2, 33, 300), (1, 3 * w - 1, 4 * w, 8 * w + 5, 20 * w), (1, 63, 64, 65, 200))
+    for (rows, n, inputs), density in zip(shapes, itertools.cycle((0.1, 0.5, 1.0))):
+        a, b = sparse((rows, inputs), dtype, density, seed=rows), random((inputs, n), dtype, 2)
+        for threads in (1, 2, 3):
+            found = product(a, b, dtype, threads, end, transposed=False, packed=True, by_rows=by_rows)
+            np.testing.assert_allclose(found, a.astype(float) @ b.astype(float), **close(dtype, 400))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_lies_behind_a_row_is_not_multiplied(dtype):
+    w = lanes(dtype)
+    a, b = sparse((20, 2 * w), dtype, 0.9), random((w + 1, 8 * w), dtype, 2)
+    held = address(epilogue := record(FORWARD, kernel=loader.address("activations.linear_forward", dtype)))
+    c = np.zeros((20, 8 * w), dtype)
+    cut = blocking.sparse(20, 8 * w, w + 1, dtype, 1, 1)
+    scratch = np.zeros(blocking.sparse_scratch(w + 1, dtype, cut), dtype)
+    epilogue["c"], epilogue["c_row"], epilogue["c_col"] = address(c), 8 * w, 1
+    fields = {**cut, "m": 20, "n": 8 * w, "k": w + 1, "a": a, "a_row": 2 * w, "a_col": 1, "b": b, "b_row": 8 * w}
+    call("spmm.spmm", dtype, GEMM, {**fields, "b_col": 1, "scratch": scratch, "epilogue": held})
+    np.testing.assert_allclose(c, a[:, : w + 1].astype(float) @ b.astype(float), **close(dtype, 400))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -120,6 +150,86 @@ def test_biases_get_the_sums_of_rows(threads, end, dtype):
         wide = d.astype(float)
         np.testing.assert_allclose(new_weights, weights - RATE * x.astype(float).T @ wide, **close(dtype, 400))
         np.testing.assert_allclose(new_bias, bias - RATE * wide.sum(axis=0), **close(dtype, 400))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_turned(threads, end, dtype):
+    """C = X' D by the rows of C' = D' X, which leaves out zeros of D; the sums are those of D."""
+    w = lanes(dtype)
+    for inputs, units, rows in itertools.product((4 * w, 8 * w + 3, 150), (w, 5 * w, 23 * w), (1, 5, 64, 70)):
+        x, d = random((rows, inputs), dtype, 2), sparse((rows, units), dtype, 0.4)
+        weights, bias = random((inputs, units), dtype, 3), random(units, dtype, 4)
+        new_weights, new_bias = Guarded(weights, end).array, Guarded(bias, end).array
+        kernel = loader.address("optimizers.sgd", dtype)
+        updates = [record(UPDATE, kernel=kernel, p=p, p_row=units) for p in (new_weights, new_bias)]
+        cut = blocking.sparse(units, inputs, rows, dtype, units, threads, turned=True)
+        stride = blocking.sparse_scratch(rows, dtype, cut, turned=True)
+        scratch = Guarded(np.zeros(threads * stride, dtype), end).array
+        fields = {**cut, "m": units, "n": inputs, "k": rows, "a": Guarded(d, end).array, "a_row": 1, "a_col": units}
+        fields |= {"b": Guarded(x, end).array, "b_row": inputs, "b_col": 1, "scratch": scratch}
+        fields |= {"scratch_stride": stride, "turned": 1, "epilogue": address(updates[0]), "sums": address(updates[1])}
+        call("spmm.spmm", dtype, GEMM, fields, threads=threads, rate=np.array([RATE]))
+        wide = d.astype(float)
+        np.testing.assert_allclose(new_weights, weights - RATE * x.astype(float).T @ wide, **close(dtype, 400))
+        np.testing.assert_allclose(new_bias, bias - RATE * wide.sum(axis=0), **close(dtype, 400))
+
+
+# --- found out in each step -----------------------------------------------------------------------------------------
+
+
+def way_taken(a, most, dtype="float32", *, transposed=False, by_rows=False, threads=1):
+    """For each row of C = A B (or A' B) whether zeros were left out."""
+    m, k = a.shape[::-1] if transposed else a.shape
+    n = 8 * lanes(dtype)
+    strides = (1, a.shape[1]) if transposed else (a.shape[1], 1)
+    b = np.ones((k, n), dtype)
+    left_out, all_of_them = np.zeros((m, n), dtype), np.zeros((m, n), dtype)
+    linear = loader.address("activations.linear_forward", dtype)
+    ends = [record(FORWARD, kernel=linear, c=c, c_row=n, c_col=1) for c in (left_out, all_of_them)]
+    rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
+    cut = blocking.sparse(rows, n, k, dtype, strides[1], sharing)
+    stride = max(blocking.sparse_scratch(k, dtype, cut), 64 * k)
+    fields = {"m": m, "n": n, "k": k, "a": a, "a_row": strides[0], "a_col": strides[1], "b": b, "b_row": n, "b_col": 1}
+    fields |= {"scratch": np.zeros(threads * stride, dtype), "scratch_stride": stride, "by_rows": by_rows}
+    whole = blocking.whole(m, n, k, dtype, threads)
+    other = record(GEMM, kernel=loader.address("small.fused", dtype), **fields, **whole, epilogue=address(ends[1]))
+    given = {**fields, **cut, "epilogue": address(ends[0]), "otherwise": address(other), "most": most}
+    call("spmm.spmm", dtype, GEMM, given, threads=threads)
+    expected = (a.T if transposed else a).astype(float) @ b
+    np.testing.assert_allclose(left_out + all_of_them, expected, rtol=1e-5)  # one of them has each row
+    return left_out.any(axis=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_density_decides_in_each_step(threads, transposed, dtype):
+    w = lanes(dtype)
+    for shape in ((1, 4 * w), (8, 4 * w), (50, 4 * w), (500, 16 * w)):
+        a = np.zeros(shape, dtype)
+        a[:, ::2] = 1  # 32 of 64
+        for most, expected in ((31, False), (32, True), (64, True)):
+            taken = way_taken(a, most, dtype, transposed=transposed, threads=threads)
+            assert taken[::2].all() == expected, shape
+            assert taken.any() == expected
+
+
+def test_rows_from_all_over_are_looked_at():
+    a = np.ones((80, 64), "f4")
+    assert not way_taken(a, 40).any()
+    a[40:, 1:] = 0
+    assert way_taken(a, 40).all()  # 33 of 64
+    a[:40, 1:], a[40:] = 0, 1
+    assert way_taken(a, 40).all()
+    assert not way_taken(a, 30).any()
+
+
+def test_each_thread_decides_for_its_rows():
+    a = np.ones((64, 64), "f4")
+    a[32:, 1:] = 0
+    assert way_taken(a, 20, by_rows=True, threads=2).tolist() == [False] * 32 + [True] * 32
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
@@ -237,6 +347,103 @@ def test_a_weight_that_is_infinite_shows_where_its_input_is_not_zero():
     weights[0][7] = np.inf
     model.set_weights(weights)
     assert np.isnan(model.predict(x)).any(axis=1).nonzero()[0].tolist() == [3]
+
+
+# --- networks with holes: what relu and dropout leave -----------------------------------------------------------------
+
+# Layers behind the inputs, their number, and the rows of a batch.
+HOLED = {
+    "two": ([Dense(64, "relu"), Dense(80, "relu"), Dense(3)], 20, 32),
+    "parts": ([Dense(64, "relu"), Dense(64, "relu"), Dense(1)], 20, 256),
+    "owned": ([Dense(256, "relu"), Dense(128, "relu"), Dense(1)], 100, 64),
+    "ragged": ([Dense(75, "relu"), Dense(131, "relu"), Dense(70)], 107, 77),
+    "dropout": ([Dense(90, "tanh"), Dropout(0.5), Dense(70, "relu"), Dropout(0.3), Dense(65)], 70, 40),
+    "apart": ([Dense(80), Activation("relu"), Dense(72, use_bias=False), Activation("relu"), Dense(66)], 70, 48),
+    "other activations": ([Dense(80, "leaky_relu"), Dense(72, "sigmoid"), Dense(66)], 70, 48),
+}
+
+
+def holed(name, threads, dtype, optimizer="adam", epochs=2):
+    layers, inputs, rows = HOLED[name]
+    model = fastnn.Sequential([Input((inputs,)), *fresh(layers)], dtype=dtype, seed=4, n_threads=threads)
+    model.compile(optimizer, "mse", ["mae"])
+    x = random((2 * rows + 9, inputs), dtype, 1)
+    y = random((len(x), model.output_shape[0]), dtype, 2)
+    history = model.fit(x, y, batch_size=rows, epochs=epochs, verbose=0)
+    scores = model.evaluate(x, y, batch_size=50, verbose=0)
+    return [*model.get_weights(), model.predict(x), np.array([history.history["loss"], scores], dtype=object)]
+
+
+def leave_out(monkeypatch, most):
+    for name in ("MOST", "PACKED", "TURNED"):
+        monkeypatch.setattr(division, name, most)
+    monkeypatch.setattr(division, "NARROW", 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("name", HOLED)
+def test_bits_do_not_depend_on_what_is_left_out(name, optimizer, dtype, monkeypatch):
+    """Nothing, what there is as it comes, in each product that may, and of gradients those of A or of D."""
+    found = [holed(name, threads, dtype, optimizer) for threads in (1, 2, 3, 8)]
+    leave_out(monkeypatch, -1)
+    expected = holed(name, 1, dtype, optimizer)
+    for rather in (-1, 1):
+        leave_out(monkeypatch, 64)
+        monkeypatch.setattr(division, "RATHER", rather)
+        found += [holed(name, threads, dtype, optimizer) for threads in (1, 2, 3, 8)]
+    for each in found:
+        for have, want in zip(each, expected, strict=True):
+            np.testing.assert_array_equal(have, want)
+
+
+def ways(name, dtype="float32", threads=1):
+    """The products of a step that may leave out zeros, and how."""
+    layers, inputs, rows = HOLED[name]
+    model = fastnn.Sequential([Input((inputs,)), *fresh(layers)], dtype=dtype)
+    model.compile("adam", "mse")
+    x = random((rows, inputs), dtype)
+    samples = training.checked(model, x, random((rows, model.output_shape[0]), dtype))
+    recipe = training.recipe(model, "train", samples.x_feed, samples.y_feed)
+    program = recipe.lower(model.network, rows, rows)
+    division.divide(program, dtype, threads)
+    return [op for each in program.apart or [program] for op in each.ops if op.sparsely]
+
+
+def named(ops):
+    return {
+        f"{op.layer} {op.label}": ["turned" if way.fields.get("turned") else "" for way in op.sparsely] for op in ops
+    }
+
+
+def test_which_products_may_leave_out_zeros():
+    assert named(ways("two")) == {
+        "dense_1 forward": [""],
+        "dense_1 input gradient": [""],
+        "dense_1 gradients + adam": ["turned", ""],  # n = 3 is too little of the last layer's
+    }
+    assert named(ways("other activations")) == {}
+    assert named(ways("apart")) == {
+        "dense_1 forward": [""],
+        "dense_1 input gradient": [""],
+        "dense_2 forward": [""],
+        "dense_1 weight gradient + adam": ["turned", ""],
+        "dense gradients + adam": ["turned"],
+        "dense_2 gradients + adam": [""],
+    }
+    assert [len(ways("owned", threads=n)) for n in (1, 2, 3)] == [5, 8, 5]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", HOLED)
+def test_both_ways_have_the_same_rows(name, threads):
+    """So barriers do not depend on which one is taken."""
+    for op in ways(name, threads=threads):
+        own = division.cut(op, "float32", threads)["by_rows"]
+        assert own == (op.by_rows and op.batch == "m")
+        for way in op.sparsely:
+            assert division.cut(way, "float32", threads)["by_rows"] == own
+            assert (way.barrier, way.epilogue, way.sums) == (op.barrier, op.epilogue, op.sums)
 
 
 # --- when -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from fastnn.cpu import blocking, cold, division, immediate, loader, team, trial
 from fastnn.cpu.memory import address, allocate
@@ -325,6 +326,19 @@ class Executable:
             self._enter, self._trial = keep
         ticks = times.reshape(self.threads, stride)[:, engine.HEAD : engine.HEAD + steps * length * 2]
         return ticks.reshape(self.threads, steps, length, 2) * clock.tick()
+
+    def density(self, op: Op) -> float:
+        """What part of a product's multiply-adds the last step did: it may have left out those with a 0."""
+        for way in op.sparsely:
+            a = way.fields["a"]
+            assert isinstance(a, Ref)
+            memory = (self.apart if a.buffer == "apart" else self.arena)[a.offset :]
+            shape = way.number("m"), way.number("k")
+            strides = [way.number(name) * memory.itemsize for name in ("a_row", "a_col")]
+            share = np.count_nonzero(as_strided(memory, shape, strides)) / (shape[0] * shape[1])
+            if share * blocking.WORD <= way.number("most"):
+                return share
+        return 1.0
 
     def _begin(self, first: int, stop: int, threads: int) -> None:
         """Prepare the steps [first, stop) for so many threads.
