@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastnn import records
-from fastnn.program import Op, Program, Ref
+from fastnn.program import Fields, Op, Program, Ref, transposed
 from fastnn.records import Record
 from fastnn.stages import Affine, Dropout, Elementwise, Feed, Objective, Stage, Update
 
@@ -100,7 +100,7 @@ class Lowering:
         name: tuple[str, str],  # the layer, and what is done
         kernel: str,
         record: Record,
-        fields: dict[str, int | float | Ref],
+        fields: Fields,
         reads: tuple[str, ...] = (),
         writes: tuple[str, ...] = (),
         by_rows: bool = False,
@@ -137,7 +137,7 @@ class Lowering:
         self,
         name: tuple[str, str],
         epilogue: Op,
-        fields: dict[str, int | float | Ref],
+        fields: Fields,
         reads: tuple[str, ...],
         batch: str = "m",
         sums: Op | None = None,
@@ -147,8 +147,7 @@ class Lowering:
         swapped = fields["n"] == 1
         if swapped:
             # A column lies in memory without gaps, as a row, and so it is computed: C' = B' A'.
-            names = {"a": "b", "a_row": "b_col", "a_col": "b_row", "b": "a", "b_row": "a_col", "b_col": "a_row"}
-            fields = {**fields, **{to: fields[of] for to, of in names.items()}, "m": 1, "n": fields["m"]}
+            fields = transposed(fields)
             batch = batch and "n"
             if epilogue.record is records.FORWARD:
                 epilogue.fields["one_bias"] = 1
@@ -287,7 +286,7 @@ class Lowering:
     def _objective(self, objective: Objective, y: Feed | None, weighted: bool, last: str, *, gradient: bool) -> None:
         units = self.stages[-1].units if self.stages else self.x.cols
         ld = self.pad(units)
-        target: dict[str, int | float | Ref] = {}
+        target: Fields = {}
         if y is None:
             self._take("labels", self.capacity * 2)  # int64 in an arena of float32
             self._add(
@@ -331,7 +330,7 @@ class Lowering:
                 writes=("weights",),
                 by_rows=True,
             )
-        shape: dict[str, int | float | Ref] = {"z": self._ref(last), "rows": self.rows, "cols": units, "ld": ld}
+        shape: Fields = {"z": self._ref(last), "rows": self.rows, "cols": units, "ld": ld}
         reads = (last, "labels", "targets", "weights")
         if objective.loss is not None:
             self._take("value 0", self.capacity)

@@ -45,7 +45,8 @@ class Row:
     seconds : float
         How long it takes.
     flops, bytes : int
-        Its multiply-adds, times two, and the size of its operands (`fastnn.costs`).
+        Its multiply-adds, times two, without those that it leaves out because of a 0, and the size of its operands
+        (`fastnn.costs`).
     bound : {"arithmetic", "memory"}
         What sets its floor.
     floor : float

@@ -30,6 +30,9 @@ class Ref:
     offset: int = 0
 
 
+Fields = dict[str, int | float | Ref]
+
+
 @dataclass
 class Op:
     """One operation of a program.
@@ -42,7 +45,7 @@ class Op:
 
     kernel: str
     record: Record
-    fields: dict[str, int | float | Ref]
+    fields: Fields
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     by_rows: bool = False
@@ -87,6 +90,21 @@ class Program:
     def copy(self) -> "Program":
         """The same with operations of its own."""
         return replace(self, ops=[op.copy() for op in self.ops])
+
+
+def transposed(fields: Fields) -> Fields:
+    """The fields of a product C = A B as that of C' = B' A'."""
+    names = {
+        "a": "b",
+        "a_row": "b_col",
+        "a_col": "b_row",
+        "b": "a",
+        "b_row": "a_col",
+        "b_col": "a_row",
+        "m": "n",
+        "n": "m",
+    }
+    return {**fields, **{to: fields[of] for to, of in names.items()}}
 
 
 def schedule(ops: list[Op]) -> None:

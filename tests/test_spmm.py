@@ -12,7 +12,7 @@ from test_plan import divided, fresh, races
 
 import fastnn
 from fastnn import data, training
-from fastnn.cpu import blocking, division, loader
+from fastnn.cpu import blocking, division, loader, zeros
 from fastnn.cpu.memory import address
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.plan import Lowering
@@ -356,6 +356,7 @@ HOLED = {
     "two": ([Dense(64, "relu"), Dense(80, "relu"), Dense(3)], 20, 32),
     "parts": ([Dense(64, "relu"), Dense(64, "relu"), Dense(1)], 20, 256),
     "owned": ([Dense(256, "relu"), Dense(128, "relu"), Dense(1)], 100, 64),
+    "claimed": ([Dense(300, "relu"), Dense(300, "relu"), Dense(2)], 20, 64),
     "ragged": ([Dense(75, "relu"), Dense(131, "relu"), Dense(70)], 107, 77),
     "dropout": ([Dense(90, "tanh"), Dropout(0.5), Dense(70, "relu"), Dropout(0.3), Dense(65)], 70, 40),
     "apart": ([Dense(80), Activation("relu"), Dense(72, use_bias=False), Activation("relu"), Dense(66)], 70, 48),
@@ -376,8 +377,8 @@ def holed(name, threads, dtype, optimizer="adam", epochs=2):
 
 def leave_out(monkeypatch, most):
     for name in ("MOST", "PACKED", "TURNED"):
-        monkeypatch.setattr(division, name, most)
-    monkeypatch.setattr(division, "NARROW", 0)
+        monkeypatch.setattr(zeros, name, most)
+    monkeypatch.setattr(zeros, "NARROW", 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -390,7 +391,7 @@ def test_bits_do_not_depend_on_what_is_left_out(name, optimizer, dtype, monkeypa
     expected = holed(name, 1, dtype, optimizer)
     for rather in (-1, 1):
         leave_out(monkeypatch, 64)
-        monkeypatch.setattr(division, "RATHER", rather)
+        monkeypatch.setattr(zeros, "RATHER", rather)
         found += [holed(name, threads, dtype, optimizer) for threads in (1, 2, 3, 8)]
     for each in found:
         for have, want in zip(each, expected, strict=True):
@@ -554,3 +555,24 @@ def test_profile_counts_what_is_multiplied():
     rows = {(row.layer, row.operation): row for row in model.profile(x, np.zeros(64, int), batch_size=64).rows}
     assert rows["dense", "forward"].flops == 2 * 64 * 100 * 96 // 10  # padded
     assert rows["dense_1", "forward"].flops == 2 * 64 * 90 * blocking.pad(5, "float32")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("first", "second"), [(40, 20), (80, 80), (20, 72)])
+def test_profile_counts_what_is_multiplied_in_hidden_layers(first, second, threads):
+    """Units that are always on, of 80 in two layers."""
+    model = fastnn.Sequential([Input((20,)), Dense(80, "relu"), Dense(80, "relu"), Dense(2)], n_threads=threads)
+    model.compile("adam", "mse")
+    x = random((256, 20), "f4")
+    weights = model.get_weights()
+    for bias, on, high in ((weights[1], first, 1e3), (weights[3], second, 1e6)):
+        bias[:] = np.where(np.arange(80) < on, high, -1e9)
+    model.set_weights(weights)
+    rows = model.profile(x, np.zeros((256, 2)), batch_size=256).rows
+    found = {what: sum(row.flops for row in rows if row.name.startswith(f"dense_1 {what}")) for what in LIMITS}
+    every = 2 * 256 * 80 * 80
+    shares = {"forward": first, "input gradient": second, "gradients": second if second < 30 else first}
+    assert found == {what: every * (on if on < LIMITS[what] else 80) // 80 for what, on in shares.items()}
+
+
+LIMITS = {"forward": 50, "input gradient": 60, "gradients": 50}  # of 80 units

@@ -60,7 +60,8 @@ MR = {(512, 32): 14, (256, 16): 6, (128, 32): 12, (128, 16): 6}[CPU.simd_bits, C
 # Tiles, 6 KiB of them, for which fastnn.cpu.small calls an epilogue at once: a call and what surrounds it take as long
 # as 10 steps of a tile.  20-64-64-1, batch 32: 18.9 us a step with 1 tile, 17.5 with 4, 17.2 with 8, 16.8 with 16.
 TILES = 6144 // (MR * NV * CPU.simd_bits // 8)
-# Vectors of a row of C that fastnn.cpu.spmm holds in registers: two multiply-adds a cycle that take four each.
+# Vectors of a row of C that fastnn.cpu.spmm holds in registers: two multiply-adds a cycle that take four each.  Half as
+# many where a row, or the rest of one, is not wider.
 WIDE = 8
 WORD = 64  # steps of k that share a word there; 64 rows of B, WIDE vectors wide, are 32 KiB with AVX-512
 SIZES = {"float32": 4, "float64": 8}

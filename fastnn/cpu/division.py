@@ -1,9 +1,7 @@
 """How the operations of a program are divided among threads: kernels, shares, barriers, lines that cores exchange."""
 
-from dataclasses import replace
-
 from fastnn import costs
-from fastnn.cpu import blocking, parts, tensor_parallel
+from fastnn.cpu import blocking, parts, tensor_parallel, zeros
 from fastnn.program import Op, Program, Ref, schedule
 from fastnn.records import EPILOGUE, GEMM, LINEAR, RELU, RELU_SLOPE, UPDATE
 
@@ -13,13 +11,6 @@ FINISHED = {
     "activations.relu_forward": RELU,
     "activations.relu_backward": RELU_SLOPE,
 }
-SPMM = "spmm.spmm"
-# Elements of 64 in A that are not 0, up to which a product leaves out the zeros of what relu or dropout have left.
-# Where other kernels pack B, too (input gradients), it pays longer; less where a row of C is one short panel, whose
-# sums wait for each other; and for C' = D' A, which has to be turned: in place of the product with zeros, or of one
-# that leaves out those in A, as a share of what may be there.
-MOST, PACKED, NARROW = 40, 48, -6
-TURNED, RATHER = 34, 2 / 3
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
 
 
@@ -32,7 +23,7 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         # Stores from registers need not be hidden: the next tile is computed while they wait.
         touched = int(op.shared and finish == EPILOGUE)
         return {"by_rows": by_rows, "touched": touched, "finish": finish, **blocking.whole(m, n, k, dtype, threads)}
-    if op.kernel == SPMM:
+    if op.kernel == zeros.KERNEL:
         # What threads exchange takes long enough to be fetched before it is updated.
         updates = op.epilogue is not None and op.epilogue.record is UPDATE
         touched = int(threads > 1 and updates and not op.fields.get("turned"))
@@ -62,7 +53,7 @@ def sharers(program: Program, threads: int) -> int:
 
 
 def _scratch(op: Op, dtype: str, threads: int) -> int:
-    if op.kernel == SPMM:
+    if op.kernel == zeros.KERNEL:
         turned = bool(op.fields.get("turned"))
         return blocking.sparse_scratch(op.number("k"), dtype, cut(op, dtype, threads), turned=turned)
     return blocking.scratch(dtype, cut(op, dtype, threads))
@@ -95,7 +86,7 @@ def divide(program: Program, dtype: str, threads: int) -> None:
         tensor_parallel.set_barriers(each)
     for each in (program, *program.apart):
         for op in each.ops:
-            _leave_out_holes(op, dtype)
+            zeros.find_out(op, dtype)
 
 
 def _choose(program: Program, dtype: str, threads: int) -> None:
@@ -125,7 +116,7 @@ def _share(program: Program, dtype: str, threads: int) -> None:
         if "part" in op.fields:
             op.by_rows = threads == parts.PARTS  # each thread reads its rows of the batch
         elif op.record is GEMM:
-            _leave_out_zeros(op, dtype)
+            zeros.leave_out(op, dtype)
     for op in program.ops:
         op.shared = threads > 1 and _shared(op, program.ops)
     for i, op in enumerate(program.ops):
@@ -134,49 +125,9 @@ def _share(program: Program, dtype: str, threads: int) -> None:
     schedule(program.ops)
 
 
-def _leave_out_zeros(op: Op, dtype: str) -> None:
-    """Choose the kernel for products of mostly zeros, where that pays.
-
-    After gradients have been parted, which depends on the network and the batch only: so the bits do, too.
-    """
-    op.sparse = op.sparse and _pays_sparse(op, dtype)
-    if op.sparse:
-        op.kernel, op.by_rows = SPMM, False
-        op.fields["joined"] = 0
-        if op.epilogue is not None and op.epilogue.record is UPDATE:
-            op.epilogue.fields["below"] = 0  # what is updated is fetched while the gradient is computed
-
-
-def _leave_out_holes(op: Op, dtype: str) -> None:
-    """Have a product leave out zeros in steps in which there are many; in others it is what has been chosen so far.
-
-    Of a weight gradient A' D those of D, as C' = D' A, or else those of A.
-    """
-    op.sparsely = []
-    if op.record is not GEMM or op.sparse or op.swapped:
-        return
-    given: dict[str, int | float | Ref] = {**op.fields, "joined": 0, "also": 0}
-    if op.may_be_sparse and _pays_sparse(op, dtype):
-        narrow = op.number("n") <= blocking.WIDE // 2 * blocking.CPU.lanes(dtype)
-        given["most"] = (MOST if op.fields["b_col"] == 1 else PACKED) + narrow * NARROW
-        op.sparsely = [replace(op, kernel=SPMM, fields=given, sparsely=[])]
-    if op.gradient_may_be_sparse and op.fields["a_row"] == 1:
-        names = {"a": "b", "a_row": "b_col", "a_col": "b_row", "b": "a", "b_row": "a_col", "b_col": "a_row"}
-        names |= {"m": "n", "n": "m"}
-        fields = {**given, **{to: op.fields[of] for to, of in names.items()}, "turned": 1}
-        fields["most"] = round(MOST * RATHER) if op.sparsely else TURNED
-        turned = replace(op, kernel=SPMM, fields=fields, sparsely=[])
-        if _pays_sparse(turned, dtype):
-            op.sparsely = [turned, *op.sparsely]
-
-
-def _pays_sparse(op: Op, dtype: str) -> bool:
-    return blocking.pays_sparse(op.number("m"), op.number("n"), op.number("k"), dtype)
-
-
 def flops(program: Program, dtype: str) -> int:
     """Operations of a step, of which products of mostly zeros count a third: about as long they take."""
-    return program.flops - sum(costs.flops(op) * 2 // 3 for op in program.ops if op.sparse and _pays_sparse(op, dtype))
+    return program.flops - sum(costs.flops(op) * 2 // 3 for op in program.ops if op.sparse and zeros.pays(op, dtype))
 
 
 def _fetch_early(op: Op, before: list[Op]) -> None:
@@ -208,6 +159,6 @@ def _shared(op: Op, ops: list[Op]) -> bool:
 
 def claimed(op: Op, threads: int) -> bool:
     """Whether threads take each other's tasks of a product: where that is worth atomic operations."""
-    if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused", SPMM) or op.by_rows or "part" in op.fields:
+    if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused", zeros.KERNEL) or op.by_rows or "part" in op.fields:
         return False
     return op.number("m") * op.number("n") * op.number("k") > CLAIMED

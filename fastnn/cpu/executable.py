@@ -8,7 +8,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from fastnn.cpu import blocking, cold, division, immediate, loader, team, trial
 from fastnn.cpu.memory import address, allocate
-from fastnn.program import Op, Program, Ref
+from fastnn.program import Fields, Op, Program, Ref
 from fastnn.records import GEMM, PERMUTATION, RUN, SLOT
 
 __all__ = ["Executable", "allocate", "pad", "peaks", "permutation"]  # what a backend offers
@@ -80,7 +80,7 @@ class Table:
         self.bound: dict[str, list[int]] = {}  # buffer -> positions of 8-byte words to patch
         free = iter(range(self.length, len(every)))  # slots for what no thread comes to by itself
         for slot, op in enumerate(program.ops):
-            extra: dict[str, int | float | Ref] = {}
+            extra: Fields = {}
             for name, epilogue in (("epilogue", op.epilogue), ("sums", op.sums)):
                 if epilogue is not None:
                     extra[name] = self._put(next(free), epilogue, {})

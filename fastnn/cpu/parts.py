@@ -10,7 +10,7 @@ any number of threads.
 """
 
 from fastnn.cpu import blocking
-from fastnn.program import Op, Program, Ref
+from fastnn.program import Fields, Op, Program, Ref
 from fastnn.records import FORWARD, GEMM, UPDATE
 
 PARTS = 2
@@ -98,7 +98,7 @@ def _split(group: list[Op], program: Program) -> tuple[list[Op], Op]:
             sums.append(_sum(op, part, where))
     first = group[0].epilogue
     assert first is not None
-    given: dict[str, int | float | Ref] = {**first.fields, "n": size}
+    given: Fields = {**first.fields, "n": size}
     given |= {"g": Ref("arena", start), "more": Ref("arena", start + size)}
     update = Op(f"{first.kernel}_flat", UPDATE, given)
     update.reads = tuple(name for op in sums for name in op.writes)

@@ -1,10 +1,15 @@
-"""The product of a matrix that is mostly 0 with another one, C = epilogue(A B): terms that are 0 are left out.
+"""Products that leave out zeros: C = epilogue(A B), where many elements of A are 0.
 
-Four of five pixels of MNIST's images are 0, and nearly all columns of a one-hot encoding.  Which elements of A are not
-is kept as bits, a word for each row and `WORD` steps of k, so that the next one is found in two instructions; each is
-a row of B that is added, times the element, to a row of C in registers.  A row of B serves one row of C at a time, so
-this takes as many loads as multiply-adds and reaches half of their peak: it pays where at most two fifths of A are not
-0 (`fastnn.training.MAX_DENSITY`).
+Four of five pixels of MNIST's images are 0, nearly all columns of a one-hot encoding, and about half of what relu
+leaves of a hidden layer.  Which elements of A are not is kept as bits, a word for each row and `WORD` steps of k, so
+that the next one is found in two instructions; each is a row of B that is added, times the element, to a row of C in
+registers.  A row of B serves one row of C at a time, so this takes a load for each multiply-add, where tiles take half
+as many: it pays where less than 0.5 to 0.75 of A is not 0, as the product is.
+
+Of inputs the samples tell, once, whether they are mostly 0 (`fastnn.training.MAX_DENSITY`).  What relu or dropout
+leaves changes with every step; so a step looks at some rows (`is_sparse`), and calls the kernel of `op.otherwise` if
+there are too few zeros (`fastnn.cpu.zeros`).  A weight gradient X' D may leave out those of D, which relu's slope has
+set, as well: then it is C' = D' X that is computed, and turned on its way to the epilogue.
 
 The sums have the order of `fastnn.cpu.gemm`'s, and so its bits, but where B is infinite or NaN: 0 times that is NaN
 there, and here it is not looked at."""

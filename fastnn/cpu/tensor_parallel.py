@@ -18,7 +18,7 @@ Whether it is done depends on the network and the batch only, with rows padded a
 from dataclasses import dataclass, replace
 
 from fastnn.cpu.parts import ALIGNED
-from fastnn.program import Op, Program, Ref
+from fastnn.program import Fields, Op, Program, Ref
 from fastnn.records import FORWARD, GATHER, GEMM, MAP, TOTAL, UPDATE
 
 OWNERS = 2
@@ -35,8 +35,6 @@ COLUMNS = 65536
 # Operations of a step between which it pays: below, one thread is as fast as two; above, tasks that threads take from
 # each other (`fastnn.cpu.share.claim`) gain more.
 LEAST, MOST = 2_000_000, 150_000_000
-
-Fields = dict[str, int | float | Ref]
 
 
 @dataclass(frozen=True)

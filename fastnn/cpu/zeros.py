@@ -1,0 +1,54 @@
+"""Which products leave out zeros (`fastnn.cpu.spmm`), and how many there have to be."""
+
+from dataclasses import replace
+
+from fastnn.cpu import blocking
+from fastnn.program import Op, transposed
+from fastnn.records import GEMM, UPDATE
+
+KERNEL = "spmm.spmm"
+# Elements of 64 in A that are not 0, up to which a product leaves out the zeros of what relu or dropout have left.
+# Where other kernels pack B, too (input gradients), it pays longer; less where a row of C is one short panel, whose
+# sums wait for each other; and for C' = D' A, which has to be turned: in place of the product with zeros, or of one
+# that leaves out those in A, as a share of what may be there.
+MOST, PACKED, NARROW = 40, 48, -6
+TURNED, RATHER = 34, 2 / 3
+
+
+def pays(op: Op, dtype: str) -> bool:
+    """Whether a product is large enough to leave out zeros."""
+    return blocking.pays_sparse(op.number("m"), op.number("n"), op.number("k"), dtype)
+
+
+def leave_out(op: Op, dtype: str) -> None:
+    """Choose the kernel for a product of inputs that are mostly 0, where that pays.
+
+    After gradients have been parted, which depends on the network and the batch only: so the bits do, too.
+    """
+    op.sparse = op.sparse and pays(op, dtype)
+    if op.sparse:
+        op.kernel, op.by_rows = KERNEL, False
+        op.fields["joined"] = 0
+        if op.epilogue is not None and op.epilogue.record is UPDATE:
+            op.epilogue.fields["below"] = 0  # what is updated is fetched while the gradient is computed
+
+
+def find_out(op: Op, dtype: str) -> None:
+    """Have a product leave out zeros in steps in which there are many; in others it is what has been chosen so far.
+
+    Of a weight gradient A' D those of D, or else those of A.
+    """
+    op.sparsely = []
+    if op.record is not GEMM or op.sparse or op.swapped:
+        return
+    fields = {**op.fields, "joined": 0, "also": 0}
+    if op.may_be_sparse and pays(op, dtype):
+        narrow = op.number("n") <= blocking.WIDE // 2 * blocking.CPU.lanes(dtype)
+        most = (MOST if op.fields["b_col"] == 1 else PACKED) + narrow * NARROW
+        op.sparsely = [replace(op, kernel=KERNEL, fields={**fields, "most": most}, sparsely=[])]
+    if op.gradient_may_be_sparse and op.fields["a_row"] == 1:
+        most = round(MOST * RATHER) if op.sparsely else TURNED
+        fields = {**transposed(fields), "most": most, "turned": 1}
+        turned = replace(op, kernel=KERNEL, fields=fields, sparsely=[])
+        if pays(turned, dtype):
+            op.sparsely = [turned, *op.sparsely]
