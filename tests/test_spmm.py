@@ -13,10 +13,11 @@ from test_plan import divided, fresh, races
 import fastnn
 from fastnn import data, training
 from fastnn.cpu import blocking, division, loader, zeros
+from fastnn.cpu.immediate import KERNEL
 from fastnn.cpu.memory import address
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.plan import Lowering
-from fastnn.records import FORWARD, GEMM, UPDATE
+from fastnn.records import FORWARD, GEMM, RUN, UPDATE
 
 RATE = 0.03
 
@@ -79,6 +80,39 @@ def test_products(transposed, end, dtype):
             found = product(a, b, dtype, threads, end, transposed=transposed)
             wide = a.astype(float).T if transposed else a.astype(float)
             np.testing.assert_allclose(found, wide @ b.astype(float), **close(dtype, 400))
+
+
+def test_a_ragged_block_of_b_for_many_rows():
+    """It is copied anew for each of their blocks, and for each word of k."""
+    a, b = sparse((70, 600), "float32", 0.3), random((70, 3 * lanes("float32")), "float32", 2)
+    found = product(a, b, "float32", 1, "end", transposed=True)
+    np.testing.assert_allclose(found, a.T.astype(float) @ b.astype(float), **close("float32", 400))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_part_of_the_batch_belongs_to_half_of_the_threads(transposed):
+    """Others have not seen that its operands are ready."""
+    w = lanes("float32")
+    a, b = sparse((40, 40), "float32", 0.3), random((40, 8 * w), "float32", 2)
+    rows = padded(a, "float32")
+    c = np.full((40, 8 * w), 7, "f4")
+    epilogue = record(
+        FORWARD, kernel=loader.address("activations.linear_forward", "float32"), c=c, c_row=8 * w, c_col=1
+    )
+    strides = (1, rows.shape[1]) if transposed else (rows.shape[1], 1)
+    cut = blocking.sparse(40, 8 * w, 40, "float32", strides[1], 4)
+    stride = blocking.sparse_scratch(40, "float32", cut)
+    fields = {**cut, "m": 40, "n": 8 * w, "k": 40, "a": rows, "a_row": strides[0], "a_col": strides[1], "part": 2}
+    fields |= {"b": b, "b_row": 8 * w, "b_col": 1, "scratch": np.zeros(4 * stride, "f4"), "scratch_stride": stride}
+    op, run = record(GEMM, **fields, epilogue=address(epilogue)), record(RUN, threads=4)
+    kernel = KERNEL(loader.address("spmm.spmm", "float32"))
+    for thread in (0, 1):
+        kernel(address(op), address(run), 0, thread)
+    assert (c == 7).all()
+    for thread in (3, 2):
+        kernel(address(op), address(run), 0, thread)
+    wide = a.astype(float)
+    np.testing.assert_allclose(c, (wide.T if transposed else wide) @ b, **close("float32", 400))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -24,15 +24,15 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         touched = int(op.shared and finish == EPILOGUE)
         return {"by_rows": by_rows, "touched": touched, "finish": finish, **blocking.whole(m, n, k, dtype, threads)}
     if op.kernel == zeros.KERNEL:
+        turned = "turned" in op.fields
         # What threads exchange takes long enough to be fetched before it is updated.
         updates = op.epilogue is not None and op.epilogue.record is UPDATE
-        touched = int(threads > 1 and updates and not op.fields.get("turned"))
+        touched = int(threads > 1 and updates and not turned)
+        panels_are_whole = n % (blocking.WIDE // 2 * blocking.CPU.lanes(dtype)) == 0
+        finish = _finish(op, dtype) if panels_are_whole and not turned else EPILOGUE
         rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
-        turned = bool(op.fields.get("turned"))
-        cut = blocking.sparse(rows, n, k, dtype, op.number("a_col"), sharing, turned=turned)
-        even = n % (blocking.WIDE // 2 * blocking.CPU.lanes(dtype)) == 0  # there are no other panels
-        finish = _finish(op, dtype) if even and not turned else EPILOGUE
-        return {"touched": touched, "by_rows": by_rows, "finish": finish, **cut}
+        blocks = blocking.sparse(rows, n, k, dtype, op.number("a_col"), sharing, turned=turned)
+        return {"touched": touched, "by_rows": by_rows, "finish": finish, **blocks}
     strides = op.number("a_row"), op.number("a_col"), op.number("b_row"), op.number("b_col")
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
@@ -54,8 +54,7 @@ def sharers(program: Program, threads: int) -> int:
 
 def _scratch(op: Op, dtype: str, threads: int) -> int:
     if op.kernel == zeros.KERNEL:
-        turned = bool(op.fields.get("turned"))
-        return blocking.sparse_scratch(op.number("k"), dtype, cut(op, dtype, threads), turned=turned)
+        return blocking.sparse_scratch(op.number("k"), dtype, cut(op, dtype, threads), turned="turned" in op.fields)
     return blocking.scratch(dtype, cut(op, dtype, threads))
 
 

@@ -155,16 +155,11 @@ class Executable:
         tried = self.threads > 1 and flops < (TOGETHER if team.spins(self.threads) else min(TOGETHER, CROWDED))
         steps = [each for each in (program, short) if each is not None]
         alone = [each.copy() for each in steps] if tried else []  # as one thread does them
-        for each in steps:
-            division.divide(each, dtype, self.threads)
-        for each in alone:
-            division.divide(each, dtype, 1)
-        stride = max(
-            *(division.scratch(each, dtype, self.threads) for each in steps),
-            *(division.scratch(each, dtype, 1) for each in alone),
-            0,
-        )
-        self.scratch = max(each.arena for each in (*steps, *alone))  # where it begins
+        divided = [*((each, self.threads) for each in steps), *((each, 1) for each in alone)]
+        for each, sharers in divided:
+            division.divide(each, dtype, sharers)
+        stride = max(division.scratch(each, dtype, sharers) for each, sharers in divided)
+        self.scratch = max(each.arena for each, _ in divided)  # where it begins
         self.lock = threading.Lock()  # for who binds arrays and runs: a model may predict in several threads at once
         self.arena: np.ndarray = _memory(self.scratch + self.threads * stride, dtype, like.arena if like else None)
         apart = max(each.arena if each.apart else 0 for each in steps)
