@@ -91,9 +91,8 @@ class Lowering:
     def __post_init__(self) -> None:
         self._places: dict[str, int] = {}
         self._outputs: dict[int, str] = {0: "a0"}  # the region that holds each stage's output
-        self._holed: set[str] = (
-            set()
-        )  # regions with many zeros, as a rule: what relu or dropout leave, and its gradient
+        # Regions with many zeros, as a rule: what relu or dropout leave, and the gradients behind them.
+        self._holed: set[str] = set()
 
     def _add(
         self,

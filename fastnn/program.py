@@ -79,13 +79,15 @@ class Program:
     """The operations of a step, the size of its arena in elements, and the multiply-adds of its products, times two.
 
     `apart` is what each of two threads does instead, if they do operations by themselves and do not share each; the
-    second one has buffers of its own in an arena of its own, ``apart``.
+    second one has buffers of its own in an arena of its own, ``apart``.  `alone` is the same step as one thread does it
+    for all, if that is not this program.
     """
 
     ops: list[Op]
     arena: int
     flops: int
     apart: list["Program"] = field(default_factory=list)
+    alone: "Program | None" = None
 
     def copy(self) -> "Program":
         """The same with operations of its own."""

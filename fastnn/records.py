@@ -99,12 +99,12 @@ GEMM = Record(
     scratch="T*",
     scratch_stride="int",
     otherwise="int",  # address of the same product's record for A that is not sparse, or 0 (fastnn.cpu.spmm)
-    most="int",  # elements of 64 that may not be 0 in A that is
-    turned="int",  # 1: it is C' that has been asked for, and the sums are those of A's columns
+    most="int",  # elements of 64 that are not 0 in A, at most, if it is
+    turned="int",  # 1: the epilogue is for C', and the sums are those of A's columns (fastnn.cpu.spmm)
 )
 
-# What `fastnn.cpu.small.fused` does with a tile while it is in registers: nothing, so that the epilogue finds it in the
-# first-level cache, or all that the epilogue would do.  To store a tile and to load it takes as long as 12 steps of k.
+# What `fastnn.cpu.finish` does with a tile while it is in registers: nothing, so that the epilogue finds it in the
+# first-level cache, or all that the epilogue would do.
 EPILOGUE, LINEAR, RELU, RELU_SLOPE = range(4)
 
 # --- epilogues: applied to a tile of a product while it is in the first-level cache -----------------------------

@@ -133,6 +133,33 @@ def test_what_threads_share():
     assert products == {"dense": None, "dense_1": outer.fields["y"], "dense_2": None}
 
 
+def test_what_one_thread_does_alone():
+    """It shares nothing, fetches nothing from others, and takes tasks that are cut for one."""
+    layers = [Input((20,)), Dense(64, "relu"), Dense(64, "relu"), Dense(1, "sigmoid")]
+    model = fastnn.Sequential(layers, n_threads=THREADS)
+    model.compile("adam", "binary_crossentropy")
+    samples = training.checked(model, np.zeros((96, 20)), np.zeros((96, 1)))
+    program = training.recipe(model, "train", samples.x_feed, samples.y_feed).lower(model.network, 96, 96)
+    divide(program, "float32", THREADS, alone=True)
+    alone = program.alone
+    assert alone is not None
+    assert alone.alone is None
+    assert [op.label for op in alone.ops] == [op.label for op in program.ops]
+    assert any(op.shared for op in program.ops)
+    assert not any(op.shared or "also" in op.fields for op in alone.ops)
+    own, shared = (
+        [e for op in each.ops for e in (op, *op.sparsely) if e.record is records.GEMM] for each in (alone, program)
+    )
+    assert len(own) == len(shared) > 4
+    assert any(
+        division.cut(a, "float32", 1) != division.cut(b, "float32", THREADS) for a, b in zip(own, shared, strict=True)
+    )
+    assert not {id(a.fields) for a in own} & {id(b.fields) for b in shared}
+    divide(program, "float32", THREADS)
+    executed = training.executable(model, "train", 96, 96, samples.x_feed, samples.y_feed)
+    assert executed._table_words[0] != executed._table_words[1]
+
+
 def by_row(rows):
     """The bit of the thread that has each row: `fastnn.cpu.share`."""
     owner = np.zeros(rows, int)

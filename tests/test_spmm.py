@@ -199,7 +199,7 @@ def test_turned(threads, end, dtype):
         kernel = loader.address("optimizers.sgd", dtype)
         updates = [record(UPDATE, kernel=kernel, p=p, p_row=units) for p in (new_weights, new_bias)]
         cut = blocking.sparse(units, inputs, rows, dtype, units, threads, turned=True)
-        stride = blocking.sparse_scratch(rows, dtype, cut, turned=True)
+        stride = blocking.sparse_scratch(rows, dtype, cut)
         scratch = Guarded(np.zeros(threads * stride, dtype), end).array
         fields = {**cut, "m": units, "n": inputs, "k": rows, "a": Guarded(d, end).array, "a_row": 1, "a_col": units}
         fields |= {"b": Guarded(x, end).array, "b_row": inputs, "b_col": 1, "scratch": scratch}
@@ -479,6 +479,22 @@ def test_both_ways_have_the_same_rows(name, threads):
         for way in op.sparsely:
             assert division.cut(way, "float32", threads)["by_rows"] == own
             assert (way.barrier, way.epilogue, way.sums) == (op.barrier, op.epilogue, op.sums)
+
+
+@pytest.mark.parametrize("most", [-1, 40])
+def test_an_infinite_weight_of_a_hidden_layer_shows_where_its_unit_is_not_zero(most, monkeypatch):
+    """Or everywhere, where zeros are multiplied."""
+    leave_out(monkeypatch, most)
+    model = fastnn.Sequential([Input((20,)), Dense(64, "relu"), Dense(64), Dense(3)], seed=1, n_threads=1)
+    x = random((50, 20), "f4")
+    model.predict(x)
+    weights = model.get_weights()
+    hidden = np.maximum(x @ weights[0] + weights[1], 0)
+    unit = int(np.argmin(abs((hidden != 0).mean(axis=0) - 0.5)))
+    weights[2][unit] = np.inf
+    model.set_weights(weights)
+    finite = np.isfinite(model.predict(x)).all(axis=1)
+    np.testing.assert_array_equal(finite, (hidden[:, unit] == 0) & (most > 0))
 
 
 # --- when -----------------------------------------------------------------------------------------------------------

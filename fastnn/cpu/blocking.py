@@ -173,10 +173,10 @@ def whole(m: int, n: int, k: int, dtype: str, threads: int) -> dict[str, int]:
 def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int, *, turned: bool = False) -> dict[str, int]:
     """As `blocks`, for `fastnn.cpu.spmm`; panels are `WIDE` vectors wide.
 
-    Where A's rows are contiguous (forward), tasks are columns as far as these can be shared evenly, so that a thread
-    reads a part of B only, and rows of these.  Else (weight gradient) they are rows of C, so that a thread needs its
-    columns of the batch, and what it updates lies in one piece: 784-256-10, batch 128, two threads: 128 us a step; 142
-    by columns.  For the same reason they are columns of C' where it is `turned`.
+    Where A's rows are contiguous (forward, input gradient), tasks are columns as far as these can be shared evenly, so
+    that a thread reads a part of B only, and rows of these.  Else (weight gradient) they are rows of C, so that a
+    thread needs its columns of the batch, and what it updates lies in one piece: 784-256-10, batch 128, two threads:
+    128 us a step; 142 by columns.  For the same reason they are columns where C is `turned`.
     """
     lanes = CPU.lanes(dtype)
     panels = -(-n // (WIDE * lanes))
@@ -186,24 +186,24 @@ def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int, *, turn
     if a_col == 1 or turned:
         columns = math.gcd(panels, threads)
         together = next(e for e in (4, 3, 2, 1) if panels // columns % e == 0)
-        whole = lanes if turned else 1
-        rows = min(-(-m // (threads // columns * whole)) * whole, block) or whole
+        least = lanes if turned else 1
+        rows = min(-(-m // (threads // columns * least)) * least, block) or least
         if turned and k <= WORD:
             block = 2 * lanes
     else:
         rows = -(-m // (threads * lanes)) * lanes or lanes
         if k <= WORD:
             block = 8  # there is one block of B: sums stay in the first-level cache, with what is updated by them
-    return {"panels": together, "rows": rows, "block": min(block, rows)}
+    return {"panels": together, "rows": rows, "block": min(block, rows), "turned": int(turned)}
 
 
-def sparse_scratch(k: int, dtype: str, cut: dict[str, int], *, turned: bool = False) -> int:
-    """Elements one thread needs for that: a block of B, one of C as it is asked for if it is `turned`, sums, and a word
-    for each row and `WORD` steps of k.
+def sparse_scratch(k: int, dtype: str, cut: dict[str, int]) -> int:
+    """Elements one thread needs for that: a block of B, one of C' if it is turned, sums, and a word for each row and
+    `WORD` steps of k.
     """
     lanes = CPU.lanes(dtype)
+    out = cut["turned"] * lanes * max(2 * WIDE * lanes, cut["block"])
     words = cut["rows"] * -(-k // WORD) * 8 // SIZES[dtype]
-    out = turned * lanes * max(2 * WIDE * lanes, cut["block"])
     return -(-((WORD + cut["block"]) * WIDE * lanes + out + words) // 64) * 64
 
 
@@ -243,7 +243,7 @@ def of_matrix(m: int, n: int, k: int, dtype: str, b_col: int) -> str:
 
 
 def pays_sparse(m: int, n: int, k: int, dtype: str) -> bool:
-    """Whether `fastnn.cpu.spmm` is faster than other kernels if most of A is 0.
+    """Whether a product is large enough for `fastnn.cpu.spmm` to be faster than other kernels, if enough of A is 0.
 
     A row of C has to have some vectors, which wait for each other's sums else: 784-32-10, batch 128, with a tenth of
     its inputs not 0, takes two threads 54 us instead of 48, 784-64-10 one thread 84 instead of 146.

@@ -44,7 +44,8 @@ def scratch(program: Program, dtype: str, threads: int) -> int:
     sharing = sharers(program, threads)
     every = [op for each in (program, *program.apart) for op in each.ops if op.record is GEMM]
     every += [each for op in every for each in op.sparsely]
-    return max((_scratch(op, dtype, sharing) for op in every), default=0)
+    least = scratch(program.alone, dtype, 1) if program.alone else 0
+    return max([least, *(_scratch(op, dtype, sharing) for op in every)])
 
 
 def sharers(program: Program, threads: int) -> int:
@@ -54,7 +55,7 @@ def sharers(program: Program, threads: int) -> int:
 
 def _scratch(op: Op, dtype: str, threads: int) -> int:
     if op.kernel == zeros.KERNEL:
-        return blocking.sparse_scratch(op.number("k"), dtype, cut(op, dtype, threads), turned="turned" in op.fields)
+        return blocking.sparse_scratch(op.number("k"), dtype, cut(op, dtype, threads))
     return blocking.scratch(dtype, cut(op, dtype, threads))
 
 
@@ -65,11 +66,13 @@ def _finish(op: Op, dtype: str) -> int:
     return FINISHED.get(op.epilogue.kernel, EPILOGUE) if whole else EPILOGUE
 
 
-def divide(program: Program, dtype: str, threads: int) -> None:
+def divide(program: Program, dtype: str, threads: int, *, alone: bool = False) -> None:
     """Choose the kernels of products, which of them are divided by rows of the batch, and where threads must wait.
 
     Where threads own features instead, `program.apart` becomes what each does, and `program` what one does alone.
+    Otherwise that is `program.alone`, if one is asked for.
     """
+    single = program.copy() if alone else None
     split = tensor_parallel.find(program)
     if split is not None:
         if threads == tensor_parallel.OWNERS:
@@ -85,7 +88,10 @@ def divide(program: Program, dtype: str, threads: int) -> None:
         tensor_parallel.set_barriers(each)
     for each in (program, *program.apart):
         for op in each.ops:
-            zeros.find_out(op, dtype)
+            zeros.offer(op, dtype)
+    if single is not None and not program.apart:
+        divide(single, dtype, 1)
+        program.alone = single
 
 
 def _choose(program: Program, dtype: str, threads: int) -> None:

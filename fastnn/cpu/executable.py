@@ -154,12 +154,11 @@ class Executable:
         self.threads = 1 if flops < ALONE else threads
         tried = self.threads > 1 and flops < (TOGETHER if team.spins(self.threads) else min(TOGETHER, CROWDED))
         steps = [each for each in (program, short) if each is not None]
-        alone = [each.copy() for each in steps] if tried else []  # as one thread does them
-        divided = [*((each, self.threads) for each in steps), *((each, 1) for each in alone)]
-        for each, sharers in divided:
-            division.divide(each, dtype, sharers)
-        stride = max(division.scratch(each, dtype, sharers) for each, sharers in divided)
-        self.scratch = max(each.arena for each, _ in divided)  # where it begins
+        for each in steps:
+            division.divide(each, dtype, self.threads, alone=tried)
+        stride = max(division.scratch(each, dtype, self.threads) for each in steps)
+        programs = [each for step in steps for each in (step, step.alone, *step.apart) if each is not None]
+        self.scratch = max(each.arena for each in programs)  # where it begins
         self.lock = threading.Lock()  # for who binds arrays and runs: a model may predict in several threads at once
         self.arena: np.ndarray = _memory(self.scratch + self.threads * stride, dtype, like.arena if like else None)
         apart = max(each.arena if each.apart else 0 for each in steps)
@@ -168,7 +167,6 @@ class Executable:
         self._keep = dict(buffers)
         bases = {name: address(array) for name, array in buffers.items()}
         bases |= {"arena": address(self.arena), "apart": address(self.apart), "totals": address(self.totals)}
-        programs = [*alone, *(each for step in steps for each in (step, *step.apart))]
         wanted = [*(kernel for each in programs for kernel in _kernels(each, dtype)), ENGINE]
         cold.load([*wanted, *HELPERS] if tried else wanted)
         self._team = np.zeros(24, np.int64)
@@ -183,9 +181,10 @@ class Executable:
         self._has_short = short is not None
         self._tables: list[Table] = []
         self._own_tables: list[np.ndarray] = []  # addresses
-        self._fields: dict[bool, list[tuple[int, int]]] = {True: [], False: []}  # of a team's run, and of one thread's
-        for i, prefix in zip(range(len(steps)), ("", "short_"), strict=False):
-            self._lay_out(steps[i], alone[i] if alone else None, prefix, dtype, bases, stride)
+        # Which tables a run uses, as words of its record and their values: that of one thread, that of a team.
+        self._table_words: tuple[list[tuple[int, int]], ...] = [], []
+        for step, prefix in zip(steps, ("", "short_"), strict=False):
+            self._lay_out(step, prefix, dtype, bases, stride)
         run["short_step"] = -1
         run["team"], run["done"], run["halt"] = address(self._team), flags, flags + 64
         run["yields"], run["spins"] = team.yield_address(), team.spins(self.threads)
@@ -197,10 +196,10 @@ class Executable:
         # place in between where Python would let an interruption in.
         self.progress = memoryview(self._flags)
 
-    def _lay_out(
-        self, step: Program, alone: Program | None, prefix: str, dtype: str, bases: Mapping[str, int], stride: int
-    ) -> None:
-        """Make the tables of a step, and tell the run's record of them in the fields that begin with `prefix`."""
+    def _lay_out(self, step: Program, prefix: str, dtype: str, bases: Mapping[str, int], stride: int) -> None:
+        """Make the tables of a step, and remember what to tell the run's record of them, in the fields that begin with
+        `prefix`.
+        """
         run = self.run_record
 
         def table(program: Program, threads: int, thread: int = 0) -> Table:
@@ -208,16 +207,15 @@ class Executable:
             self._tables.append(Table(program, dtype, bases, scratch, stride, threads))
             return self._tables[-1]
 
-        if step.apart:  # then the step itself is what one thread does
+        shared = table(step, division.sharers(step, self.threads))
+        alone = table(step.alone, 1) if step.alone else shared
+        for words, each in zip(self._table_words, (alone, shared), strict=True):
+            words.append((RUN.offsets[f"{prefix}table"] // 8, each.address))
+            words.append((RUN.offsets[f"{prefix}records"] // 8, each.length))
+        if step.apart:
             own = [table(program, 1, thread) for thread, program in enumerate(step.apart)]
             self._own_tables.append(np.array([each.address for each in own]))
             run[f"{prefix}apart"], run[f"{prefix}apart_records"] = address(self._own_tables[-1]), own[0].length
-            alone = None
-        ways = {True: table(step, division.sharers(step, self.threads))}
-        ways[False] = table(alone, 1) if alone else ways[True]
-        for shared, each in ways.items():
-            for field, value in ((f"{prefix}table", each.address), (f"{prefix}records", each.length)):
-                self._fields[shared].append((RUN.offsets[field] // 8, value))
 
     def bind(self, **arrays: np.ndarray | None) -> None:
         """Give the caller's arrays (x, y, weight, index, out) for the next runs; None means absent."""
@@ -323,7 +321,10 @@ class Executable:
         return ticks.reshape(self.threads, steps, length, 2) * clock.tick()
 
     def density(self, op: Op) -> float:
-        """What part of a product's multiply-adds the last step did: it may have left out those with a 0."""
+        """What part of a product's multiply-adds the last step did: it may have left out those with a 0.
+
+        Near the limit it may have been otherwise, since a step decides by some of the rows.
+        """
         for way in op.sparsely:
             a = way.fields["a"]
             assert isinstance(a, Ref)
@@ -342,7 +343,7 @@ class Executable:
         """
         words = self._words
         words[FIRST], words[STOP], words[THREADS] = first, stop, threads
-        for word, value in self._fields[threads > 1]:
+        for word, value in self._table_words[threads > 1]:
             words[word] = value
         words[WORDS + FIRST], words[WORDS + STOP] = first, stop
         self._team[:] = 0

@@ -9,10 +9,11 @@ as many: it pays where less than 0.5 to 0.75 of A is not 0, as the product is.
 Of inputs the samples tell, once, whether they are mostly 0 (`fastnn.training.MAX_DENSITY`).  What relu or dropout
 leaves changes with every step; so a step looks at some rows (`is_sparse`), and calls the kernel of `op.otherwise` if
 there are too few zeros (`fastnn.cpu.zeros`).  A weight gradient X' D may leave out those of D, which relu's slope has
-set, as well: then it is C' = D' X that is computed, and turned on its way to the epilogue.
+set, as well: then C = D' X is computed, and the epilogue gets C' (`turn`).
 
-The sums have the order of `fastnn.cpu.gemm`'s, and so its bits, but where B is infinite or NaN: 0 times that is NaN
-there, and here it is not looked at."""
+The sums have the order of `fastnn.cpu.gemm`'s, and so its bits, with two exceptions: where B is infinite or NaN, 0
+times that is NaN there, and here it is not looked at; and a sum so small that it has become -0 stays that, where
+adding 0 makes it +0."""
 
 from numba.types import int64 as INT64
 
@@ -54,7 +55,7 @@ LOOKS = 8  # rows of A, or columns, that are looked at to find out whether it is
 def is_sparse(op, low, high):
     """Whether few enough elements of A are not 0, in some of its rows from `low` to `high`, or of its columns.
 
-    Whole vectors are counted, with what may lie behind the last element.
+    Whole vectors are counted, with what may lie behind the last element: it says how fast a product is, no more.
     """
     w = lanes(op.a)
     count, length, line = high - low, op.k, op.a_row
@@ -151,9 +152,9 @@ wide, narrow = make_rows(WIDE), make_rows(WIDE // 2)
 
 @device
 def turn(op, run, step, tile, width, top, rows, j, cols, out):
-    """The epilogue for C', of which `tile` is rows `top` to `top` + `rows` and `width` columns from j on.
+    """The epilogue for C', where `tile` is rows `top` to `top` + `rows` of C and `width` columns from j on.
 
-    It is called for as many rows of C as there is room for in `out`, a vector's lanes at least.
+    It is called for as many columns of C as there is room for in `out`, a vector's lanes at least.
     """
     w = lanes(op.a)
     height = max(1, 2 * WIDE * w // rows) * w
@@ -234,8 +235,8 @@ def spmm(op, run, step, thread):
     elif not op.by_rows:
         task, last = share(tasks, place, threads)
     packed = offset(op.scratch, thread * op.scratch_stride)
-    turned = op.turned * lanes(op.a) * max(2 * WIDE * lanes(op.a), op.block)
-    tiles = offset(packed, WORD * WIDE * lanes(op.a) + turned)
+    out = op.turned * lanes(op.a) * max(2 * WIDE * lanes(op.a), op.block)
+    tiles = offset(packed, WORD * WIDE * lanes(op.a) + out)
     words = cast(offset(tiles, op.block * WIDE * lanes(op.a)), INT64)
     while 0 <= task < last:
         left, top = task // tasks_of_column * columns, low + task % tasks_of_column * op.rows

@@ -156,9 +156,9 @@ def _own(op: Op, split: Split, owner: int, where: Ref) -> list[Op]:
     if op.layer == split.before:
         return [_columns(op, low, high, sums=True)]
     if _updates(op):
-        if not of_layer:  # inputs are shared; of a single unit in whole vectors, since these are what is written
-            inputs, whole = (op.number("n"), VECTOR) if op.swapped else (op.number("m"), 1)
-            at = min(-(-inputs // OWNERS // whole) * whole, inputs)
+        if not of_layer:  # inputs are shared, in whole vectors, since these are what is read and written
+            inputs = op.number("n" if op.swapped else "m")
+            at = min(-(-inputs // OWNERS // VECTOR) * VECTOR, inputs)
             low, high = (0, at) if owner == 0 else (at, inputs)
         own = _columns(op, low, high) if op.swapped else _rows(op, low, high)
         own.sums = own.sums if owner == 0 else None

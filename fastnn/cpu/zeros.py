@@ -7,12 +7,12 @@ from fastnn.program import Op, transposed
 from fastnn.records import GEMM, UPDATE
 
 KERNEL = "spmm.spmm"
-# Elements of 64 in A that are not 0, up to which a product leaves out the zeros of what relu or dropout have left.
-# Where other kernels pack B, too (input gradients), it pays longer; less where a row of C is one short panel, whose
-# sums wait for each other; and for C' = D' A, which has to be turned: in place of the product with zeros, or of one
-# that leaves out those in A, as a share of what may be there.
-MOST, PACKED, NARROW = 40, 48, -6
-TURNED, RATHER = 34, 2 / 3
+# Elements of 64 in A that are not 0, at most, for a product to leave out the zeros of what relu or dropout have left:
+MOST = 40
+PACKED = 48  # where other kernels pack B, too: input gradients
+NARROW = -6  # added where a row of C is one short panel, whose sums wait for each other
+TURNED = 34  # of D in C = D' X, which has to be turned, if zeros of X are not left out
+RATHER = 2 / 3  # of MOST, likewise, if they may be
 
 
 def pays(op: Op, dtype: str) -> bool:
@@ -33,10 +33,10 @@ def leave_out(op: Op, dtype: str) -> None:
             op.epilogue.fields["below"] = 0  # what is updated is fetched while the gradient is computed
 
 
-def find_out(op: Op, dtype: str) -> None:
+def offer(op: Op, dtype: str) -> None:
     """Have a product leave out zeros in steps in which there are many; in others it is what has been chosen so far.
 
-    Of a weight gradient A' D those of D, or else those of A.
+    Of a weight gradient X' D those of D, or else those of X.
     """
     op.sparsely = []
     if op.record is not GEMM or op.sparse or op.swapped:
