@@ -25,7 +25,7 @@ from fastnn.cpu.simd import (
 )
 from fastnn.records import GATHER, LABELS, MAP, SCATTER, TOTAL
 
-FETCHED = 4  # cache lines at the start of a row that are fetched; the CPU follows a longer row by itself
+FETCHED = 8  # cache lines at the start of a row that are fetched; the CPU follows a longer row by itself
 LINE = 64  # bytes of a cache line
 TOGETHER = 16  # rows of a sum for which an epilogue is called
 
