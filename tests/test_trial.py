@@ -71,20 +71,22 @@ def test_slices_make_up_the_run(monkeypatch):
     assert not world.slices
 
 
-def test_waking_the_others_does_not_count(monkeypatch):
-    """A team that sleeps while one thread works takes 100 us to wake, once in a run."""
-    world, decided = World(monkeypatch, 65e-6, 83e-6), trial.Trial()
-    decided.seconds = [90e-6, 83e-6]
-    before = [ONE]
+@pytest.mark.parametrize(("better", "seconds"), [(TEAM, [65e-6, 83e-6]), (ONE, [83e-6, 65e-6])])
+def test_the_first_step_of_a_way_does_not_count(better, seconds, monkeypatch):
+    """A team that sleeps while one thread works takes 100 us to wake; one thread finds nothing in its caches."""
+    world, decided = World(monkeypatch, *seconds), trial.Trial()
+    decided.seconds = [83e-6, 83e-6]
+    decided.seconds[better] = 90e-6
+    before = [None]
 
     def steps(way, first, stop):
-        world.now += 100e-6 if way == TEAM and before[-1] == ONE else 0
+        world.now += 100e-6 if way != before[-1] else 0
         before.append(way)
         World.steps(world, way, first, stop)
 
-    decided.run(steps, 0, 2000)
-    assert decided.seconds[TEAM] == pytest.approx(65e-6)
-    assert before[-1] == TEAM
+    decided.run(steps, 0, 4000)
+    assert decided.seconds[better] == pytest.approx(65e-6, rel=0.1)  # the last steps of a run may be a look
+    assert before[-1] == better
 
 
 def test_a_short_step_tells_nothing(monkeypatch):
