@@ -34,6 +34,13 @@ class Target:
         return self.simd_bits == 256 and self.cpu.startswith("znver")
 
     @property
+    def halves_vectors(self) -> bool:
+        """Whether it begins one multiply-add of whole vectors a cycle and not two: Zen 4 does those of 512 bits as two
+        halves.
+        """
+        return self.simd_bits == 512 and self.cpu == "znver4"
+
+    @property
     def foresees_rows(self) -> bool:
         """Whether it fetches rows that lie some hundred bytes apart by itself, from the third-level cache and in time.
 

@@ -10,7 +10,8 @@ KERNEL = "spmm.spmm"
 # Elements of 64 in A that are not 0, at most, for a product to leave out the zeros of what relu or dropout have left:
 MOST = 40
 PACKED = 48  # where other kernels pack B, too: input gradients
-NARROW = -6  # added where a row of C is one short panel, whose sums wait for each other
+# Added where a row of C is one short panel, whose sums wait for each other if two could begin a cycle.
+NARROW = 0 if blocking.CPU.halves_vectors else -6
 TURNED = 34  # of D in C = D' X, which has to be turned, if zeros of X are not left out
 RATHER = 2 / 3  # of MOST, likewise, if they may be
 
