@@ -40,10 +40,10 @@ def padded(x, dtype):
 # --- the kernel -----------------------------------------------------------------------------------------------------
 
 
-def product(a, b, dtype, threads, end, *, transposed, packed=False, by_rows=False, **given):
+def product(a, b, dtype, threads, end, *, transposed, packed=False, by_rows=False):
     """``a @ b`` or ``a.T @ b`` by the kernel, with operands against unreadable pages.
 
-    `packed`: B's columns are contiguous, not its rows; `given`: more fields of the epilogue.
+    `packed`: B's columns are contiguous, not its rows.
     """
     rows = padded(a, dtype)
     m, k = a.shape[::-1] if transposed else a.shape
@@ -53,7 +53,7 @@ def product(a, b, dtype, threads, end, *, transposed, packed=False, by_rows=Fals
     stride = blocking.sparse_scratch(k, dtype, cut)
     c = Guarded(np.full((m, n), 7, dtype), end)
     held = [Guarded(rows, end), Guarded(b.T if packed else b, end), Guarded(np.zeros(threads * stride, dtype), end)]
-    where = {"c": c.array, "c_row": n, "c_col": 1, **given}
+    where = {"c": c.array, "c_row": n, "c_col": 1}
     epilogue = record(FORWARD, kernel=loader.address("activations.linear_forward", dtype), **where)
     fields = {**cut, "m": m, "n": n, "k": k, "a": held[0].array, "a_row": strides[0], "a_col": strides[1]}
     fields |= {"b": held[1].array, "b_row": 1 if packed else n, "b_col": k if packed else 1}
@@ -190,7 +190,7 @@ def test_biases_get_the_sums_of_rows(threads, end, dtype):
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_turned(threads, end, dtype):
-    """C = X' D by the rows of C' = D' X, which leaves out zeros of D; the sums are those of D."""
+    """X' D by the rows of C = D' X, which leaves out zeros of D; the sums are those of D."""
     w = lanes(dtype)
     for inputs, units, rows in itertools.product((4 * w, 8 * w + 3, 150), (w, 5 * w, 23 * w), (1, 5, 64, 70)):
         x, d = random((rows, inputs), dtype, 2), sparse((rows, units), dtype, 0.4)
@@ -203,7 +203,7 @@ def test_turned(threads, end, dtype):
         scratch = Guarded(np.zeros(threads * stride, dtype), end).array
         fields = {**cut, "m": units, "n": inputs, "k": rows, "a": Guarded(d, end).array, "a_row": 1, "a_col": units}
         fields |= {"b": Guarded(x, end).array, "b_row": inputs, "b_col": 1, "scratch": scratch}
-        fields |= {"scratch_stride": stride, "turned": 1, "epilogue": address(updates[0]), "sums": address(updates[1])}
+        fields |= {"scratch_stride": stride, "epilogue": address(updates[0]), "sums": address(updates[1])}
         call("spmm.spmm", dtype, GEMM, fields, threads=threads, rate=np.array([RATE]))
         wide = d.astype(float)
         np.testing.assert_allclose(new_weights, weights - RATE * x.astype(float).T @ wide, **close(dtype, 400))
