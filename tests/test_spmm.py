@@ -394,6 +394,7 @@ HOLED = {
     "ragged": ([Dense(75, "relu"), Dense(131, "relu"), Dense(70)], 107, 77),
     "dropout": ([Dense(90, "tanh"), Dropout(0.5), Dense(70, "relu"), Dropout(0.3), Dense(65)], 70, 40),
     "apart": ([Dense(80), Activation("relu"), Dense(72, use_bias=False), Activation("relu"), Dense(66)], 70, 48),
+    "last": ([Dense(70), Dense(80, "relu")], 70, 48),
     "other activations": ([Dense(80, "leaky_relu"), Dense(72, "sigmoid"), Dense(66)], 70, 48),
 }
 
@@ -466,6 +467,7 @@ def test_which_products_may_leave_out_zeros():
         "dense gradients + adam": ["turned"],
         "dense_2 gradients + adam": [""],
     }
+    assert named(ways("last")) == {"dense_1 input gradient": [""], "dense_1 gradients + adam": ["turned"]}
     assert [len(ways("owned", threads=n)) for n in (1, 2, 3)] == [5, 8, 5]
 
 
