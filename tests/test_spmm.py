@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from guard import ENDS, Guarded
-from test_kernels import DTYPES, call, close, lanes, random, record
+from test_kernels import DTYPES, STATES, call, close, lanes, random, record
 from test_plan import divided, fresh, races
 
 import fastnn
@@ -168,22 +168,49 @@ def test_biases_get_the_sums_of_rows(threads, end, dtype):
     w = lanes(dtype)
     for inputs, units, rows in itertools.product((64, 130), (w, 5 * w, 23 * w), (1, 5, 70)):
         x, d = sparse((rows, inputs), dtype, 0.2), random((rows, units), dtype, 2)
-        weights, bias = random((inputs, units), dtype, 3), random(units, dtype, 4)
-        new_weights, new_bias = Guarded(weights, end).array, Guarded(bias, end).array
-        epilogue = loader.address("optimizers.sgd", dtype)
-        updates = [record(UPDATE, kernel=epilogue, p=p, p_row=units) for p in (new_weights, new_bias)]
-        held = Guarded(padded(x, dtype), end).array
-        cut = blocking.sparse(inputs, units, rows, dtype, held.shape[1], threads)
-        stride = blocking.sparse_scratch(rows, dtype, cut)
-        scratch = np.zeros(threads * stride, dtype)
-        fields = {**cut, "m": inputs, "n": units, "k": rows, "a": held, "a_row": 1, "a_col": held.shape[1]}
-        fields |= {"b": d, "b_row": units, "b_col": 1, "scratch": scratch, "scratch_stride": stride}
-        fields |= {"touched": threads > 1}
-        fields |= {"epilogue": address(updates[0]), "sums": address(updates[1])}
-        call("spmm.spmm", dtype, GEMM, fields, threads=threads, rate=np.array([RATE]))
+        before = random((inputs + 1, units), dtype, 3)
+        found = updated("spmm.spmm", "sgd", x, d, [before], dtype, threads, end)[0]
         wide = d.astype(float)
-        np.testing.assert_allclose(new_weights, weights - RATE * x.astype(float).T @ wide, **close(dtype, 400))
-        np.testing.assert_allclose(new_bias, bias - RATE * wide.sum(axis=0), **close(dtype, 400))
+        expected = before - RATE * np.vstack([x.astype(float).T @ wide, wide.sum(axis=0)])
+        np.testing.assert_allclose(found, expected, **close(dtype, 400))
+
+
+def updated(name, optimizer, x, d, before, dtype, threads, end):
+    """Weights, behind these biases, and then the states of an optimizer, updated by the gradients X' D and 1' D."""
+    held = [Guarded(each, end).array for each in before]
+    (rows, inputs), units = x.shape, d.shape[1]
+    updates = []
+    for first, rule in ((0, optimizer + "_row" * (name == "spmm.update")), (inputs, optimizer)):
+        places = dict(zip(("p", "s0", "s1"), (each[first:] for each in held), strict=False))
+        kernel = loader.address(f"optimizers.{rule}", dtype)
+        constants = {"momentum": 0.9, "decay_1": 0.1, "decay_2": 0.001, "epsilon": 1e-7}
+        updates.append(record(UPDATE, kernel=kernel, p_row=units, **constants, **places))
+    a = Guarded(padded(x, dtype), end).array
+    cut = blocking.sparse(inputs, units, rows, dtype, a.shape[1], threads)
+    stride = blocking.sparse_scratch(rows, dtype, cut)
+    scratch = Guarded(np.zeros(threads * stride, dtype), end).array
+    fields = {**cut, "m": inputs, "n": units, "k": rows, "a": a, "a_row": 1, "a_col": a.shape[1]}
+    fields |= {"b": Guarded(d, end).array, "b_row": units, "b_col": 1, "scratch": scratch, "scratch_stride": stride}
+    fields |= {"touched": threads > 1, "epilogue": address(updates[0]), "sums": address(updates[1])}
+    call(name, dtype, GEMM, fields, threads=threads, rate=np.array([RATE, 0.75]))
+    return held
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("optimizer", [*STATES, "adamw"])
+def test_rows_that_are_updated_in_registers(optimizer, end, dtype):
+    """The bits are those of updates by tiles; panels are wide, narrow, and both."""
+    w = lanes(dtype)
+    for inputs, units, rows in itertools.product((64, 130), (4 * w, 8 * w, 20 * w), (1, 5, 64)):
+        x, d = sparse((rows, inputs), dtype, 0.2), random((rows, units), dtype, 2)
+        before = [abs(random((inputs + 1, units), dtype, seed)) for seed in range(1 + STATES.get(optimizer, 2))]
+        expected = updated("spmm.spmm", optimizer, x, d, before, dtype, 1, end)
+        assert (expected[0] != before[0]).any()
+        for threads in (1, 2, 3):
+            found = updated("spmm.update", optimizer, x, d, before, dtype, threads, end)
+            for have, want in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(have, want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -285,6 +312,11 @@ def kernels(model, x, batch=32):
     return [op.kernel for op in program.ops]
 
 
+def sparse_products(model, x, batch=32):
+    """The products of a training step that leave out zeros of the inputs."""
+    return [name for name in kernels(model, x, batch) if name in zeros.KERNELS]
+
+
 def trained(x, y, threads, batch, **arguments):
     model = build(x.shape[1], threads=threads, **arguments)
     history = model.fit(x, y, batch_size=batch, epochs=2, verbose=0)
@@ -294,7 +326,14 @@ def trained(x, y, threads, batch, **arguments):
 
 # Inputs, units, batch, and how many products leave out zeros: forward and for the gradients; forward in two parts where
 # threads own inputs (`fastnn.cpu.tensor_parallel`); not for gradients where those of dense inputs are summed in parts.
-SHAPES = [(64, 80, 16, 2), (300, 128, 64, 2), (784, 256, 128, 3), (77, 200, 100, 2), (70, 64, 400, 1)]
+SHAPES = [
+    (64, 80, 16, 2),
+    (200, 192, 50, 2),
+    (300, 128, 64, 2),
+    (784, 256, 128, 3),
+    (77, 200, 100, 2),
+    (70, 64, 400, 1),
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -306,10 +345,10 @@ def test_bits_are_those_of_products_with_zeros(rest, inputs, units, batch, produ
     x = sparse((2 * batch + rest, inputs), dtype, 0.2)
     y = np.random.default_rng(1).integers(0, 5, len(x))
     shape = {"units": units, "optimizer": optimizer, "dtype": dtype}
-    assert kernels(build(inputs, **shape), x, batch).count("spmm.spmm") == products
+    assert len(sparse_products(build(inputs, **shape), x, batch)) == products
     found = [trained(x, y, threads, batch, **shape) for threads in (1, 2, 3, 8)]
     monkeypatch.setattr(training, "MAX_DENSITY", -1.0)
-    assert "spmm.spmm" not in kernels(build(inputs, **shape), x, batch)
+    assert not sparse_products(build(inputs, **shape), x, batch)
     expected = trained(x, y, 1, batch, **shape)
     for each in found:
         for have, want in zip(each, expected, strict=True):
@@ -323,7 +362,7 @@ def test_images_of_bytes(threads, monkeypatch):
     x = (rng.integers(0, 256, (96, 150)) * (rng.random((96, 150)) < 0.1)).astype(np.uint8)[:, ::2]
     x[32:64] = 0
     y = rng.integers(0, 5, 96)
-    assert "spmm.spmm" in kernels(build(75, units=96, first=[Rescaling(1 / 255)]), x)
+    assert sparse_products(build(75, units=96, first=[Rescaling(1 / 255)]), x)
 
     def run():
         model = build(75, units=96, threads=threads, first=[Rescaling(1 / 255)])
@@ -341,7 +380,7 @@ def test_batches_one_by_one(monkeypatch):
     rng = np.random.default_rng(0)
     dense, y = rng.standard_normal((32, 100)).astype("f4"), rng.integers(0, 5, 32)
     batches = [sparse((32, 100), "float32", 0.1), dense, sparse((32, 100), "float32", 0.1, seed=1), dense]
-    assert ["spmm.spmm" in kernels(build(), x) for x in batches] == [True, False, True, False]
+    assert [bool(sparse_products(build(), x)) for x in batches] == [True, False, True, False]
 
     def run():
         model = build()
@@ -363,7 +402,7 @@ def test_arrays_in_any_order(threads, monkeypatch):
     orders = [np.asfortranarray(x), x[::-1, ::-1], np.broadcast_to(x[5], x.shape)]
     y = np.random.default_rng(1).integers(0, 5, 48)
     for each in orders:
-        assert "spmm.spmm" in kernels(build(), each)
+        assert sparse_products(build(), each)
     found = [trained(each, y, threads, 16) for each in orders]
     monkeypatch.setattr(training, "MAX_DENSITY", -1.0)
     for each, have in zip(orders, found, strict=True):
@@ -388,6 +427,7 @@ def test_a_weight_that_is_infinite_shows_where_its_input_is_not_zero():
 # Layers behind the inputs, their number, and the rows of a batch.
 HOLED = {
     "two": ([Dense(64, "relu"), Dense(80, "relu"), Dense(3)], 20, 32),
+    "in registers": ([Dense(70, "relu"), Dense(192, "relu"), Dense(64)], 20, 64),
     "parts": ([Dense(64, "relu"), Dense(64, "relu"), Dense(1)], 20, 256),
     "owned": ([Dense(256, "relu"), Dense(128, "relu"), Dense(1)], 100, 64),
     "claimed": ([Dense(300, "relu"), Dense(300, "relu"), Dense(2)], 20, 64),
@@ -424,9 +464,9 @@ def test_bits_do_not_depend_on_what_is_left_out(name, optimizer, dtype, monkeypa
     found = [holed(name, threads, dtype, optimizer) for threads in (1, 2, 3, 8)]
     leave_out(monkeypatch, -1)
     expected = holed(name, 1, dtype, optimizer)
-    for rather in (-1, 1):
+    for most in (64, -1):  # gradients leave out zeros of A, or those of D
         leave_out(monkeypatch, 64)
-        monkeypatch.setattr(zeros, "RATHER", rather)
+        monkeypatch.setattr(zeros, "MOST", most)
         found += [holed(name, threads, dtype, optimizer) for threads in (1, 2, 3, 8)]
     for each in found:
         for have, want in zip(each, expected, strict=True):
@@ -456,14 +496,14 @@ def test_which_products_may_leave_out_zeros():
     assert named(ways("two")) == {
         "dense_1 forward": [""],
         "dense_1 input gradient": [""],
-        "dense_1 gradients + adam": ["turned", ""],  # n = 3 is too little of the last layer's
+        "dense_1 gradients + adam": ["", "turned"],  # n = 3 is too little of the last layer's
     }
     assert named(ways("other activations")) == {}
     assert named(ways("apart")) == {
         "dense_1 forward": [""],
         "dense_1 input gradient": [""],
         "dense_2 forward": [""],
-        "dense_1 weight gradient + adam": ["turned", ""],
+        "dense_1 weight gradient + adam": ["", "turned"],
         "dense gradients + adam": ["turned"],
         "dense_2 gradients + adam": [""],
     }
@@ -480,7 +520,8 @@ def test_both_ways_have_the_same_rows(name, threads):
         assert own == (op.by_rows and op.batch == "m")
         for way in op.sparsely:
             assert division.cut(way, "float32", threads)["by_rows"] == own
-            assert (way.barrier, way.epilogue, way.sums) == (op.barrier, op.epilogue, op.sums)
+            assert (way.barrier, way.sums) == (op.barrier, op.sums)
+            assert way.epilogue.fields == op.epilogue.fields
 
 
 @pytest.mark.parametrize("most", [-1, 40])
@@ -505,7 +546,7 @@ def test_an_infinite_weight_of_a_hidden_layer_shows_where_its_unit_is_not_zero(m
 @pytest.mark.parametrize(("density", "used"), [(0.1, True), (0.35, True), (0.5, False), (1.0, False)])
 def test_density_decides(density, used):
     x = sparse((400, 100), "float32", density)
-    assert ("spmm.spmm" in kernels(build(), x)) == used
+    assert bool(sparse_products(build(), x)) == used
 
 
 @pytest.mark.parametrize(
@@ -520,13 +561,13 @@ def test_density_decides(density, used):
 )
 def test_where_it_does_not_pay(arguments, inputs, batch):
     x = sparse((64, inputs), "float32", 0.1)
-    assert "spmm.spmm" not in kernels(build(inputs, **arguments), x, batch)
+    assert not sparse_products(build(inputs, **arguments), x, batch)
 
 
 def test_only_the_first_layer_reads_inputs():
     model = fastnn.Sequential([Input((100,)), Dense(80, "relu"), Dense(80, "relu"), Dense(5, "softmax")])
     model.compile("adam", "sparse_categorical_crossentropy")
-    assert kernels(model, sparse((64, 100), "float32", 0.1)).count("spmm.spmm") == 2  # forward and its gradient
+    assert len(sparse_products(model, sparse((64, 100), "float32", 0.1))) == 2  # forward and its gradient
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate", "predict"])
@@ -573,7 +614,7 @@ def test_density():
 
 def test_samples_of_nothing_but_zeros_tell_nothing():
     """Such as a model is warmed up with: predict remembers how it did them."""
-    assert "spmm.spmm" not in kernels(build(), np.zeros((64, 100), "f4"))
+    assert not sparse_products(build(), np.zeros((64, 100), "f4"))
 
 
 @pytest.mark.parametrize(("units", "rows", "used"), [(256, 16, True), (256, 1, False), (30, 120, False)])

@@ -16,7 +16,7 @@ Kernel = tuple[str, str]  # name and dtype
 
 # Seconds that a kernel, or any of a module, takes (Cascade Lake, 2.5 GHz): as far as it matters who compiles what.
 SECONDS = {"gemm": 5.0, "direct": 2.0, "criteria": 1.6, "small": 2.0, "losses": 1.5, "optimizers": 1.5, "gemv": 0.6}
-SECONDS |= {"small.slim": 0.4, "spmm": 3.5}
+SECONDS |= {"small.slim": 0.4, "spmm": 3.5, "spmm.update": 1.0}
 OTHERS = 0.4
 START = 0.8  # seconds until the other process begins to compile
 # The process finds fastnn where this one does, and leaves nothing but object files.

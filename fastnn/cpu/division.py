@@ -23,11 +23,13 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         # Stores from registers need not be hidden: the next tile is computed while they wait.
         touched = int(op.shared and finish == EPILOGUE)
         return {"by_rows": by_rows, "touched": touched, "finish": finish, **blocking.whole(m, n, k, dtype, threads)}
-    if op.kernel == zeros.KERNEL:
+    if op.kernel in zeros.KERNELS:
         turned = "turned" in op.fields
-        # What threads exchange takes long enough to be fetched before it is updated.
+        # What is updated comes too late by itself where threads exchange it, and where only a part of each row is
+        # updated before the next one.
         updates = op.epilogue is not None and op.epilogue.record is UPDATE
-        touched = int(threads > 1 and updates and not turned)
+        parted = op.kernel == zeros.UPDATING and n > blocking.WIDE * blocking.CPU.lanes(dtype)
+        touched = int(updates and not turned and (threads > 1 or parted))
         panels_are_whole = n % (blocking.WIDE // 2 * blocking.CPU.lanes(dtype)) == 0
         finish = _finish(op, dtype) if panels_are_whole and not turned else EPILOGUE
         rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
@@ -54,7 +56,7 @@ def sharers(program: Program, threads: int) -> int:
 
 
 def _scratch(op: Op, dtype: str, threads: int) -> int:
-    if op.kernel == zeros.KERNEL:
+    if op.kernel in zeros.KERNELS:
         return blocking.sparse_scratch(op.number("k"), dtype, cut(op, dtype, threads))
     return blocking.scratch(dtype, cut(op, dtype, threads))
 
@@ -164,6 +166,7 @@ def _shared(op: Op, ops: list[Op]) -> bool:
 
 def claimed(op: Op, threads: int) -> bool:
     """Whether threads take each other's tasks of a product: where that is worth atomic operations."""
-    if threads == 1 or op.kernel not in ("gemm.gemm", "small.fused", zeros.KERNEL) or op.by_rows or "part" in op.fields:
+    kernels = "gemm.gemm", "small.fused", *zeros.KERNELS
+    if threads == 1 or op.kernel not in kernels or op.by_rows or "part" in op.fields:
         return False
     return op.number("m") * op.number("n") * op.number("k") > CLAIMED

@@ -52,8 +52,14 @@ def permutation(n: int, rng: np.random.Generator) -> np.ndarray:
 def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
     """Name and dtype of all kernels of a program."""
     for op in program.ops:
-        for each in filter(None, (*op.sparsely, op, op.epilogue, op.sums)):
+        for each in _with_epilogues(op):
             yield each.kernel, dtype
+
+
+def _with_epilogues(op: Op) -> list[Op]:
+    """The ways that an operation may be done, and their epilogues: all that has a record."""
+    found = [op.sums, *(each for way in (*op.sparsely, op) for each in (way, way.epilogue))]
+    return [each for each in found if each is not None]
 
 
 def _memory(elements: int, dtype: str, lent: np.ndarray | None) -> np.ndarray:
@@ -71,7 +77,7 @@ class Table:
         self.size = np.dtype(dtype).itemsize
         self.bases = bases
         self.length = len(program.ops)
-        every = [e for op in program.ops for e in (*op.sparsely, op, op.epilogue, op.sums) if e is not None]
+        every = [each for op in program.ops for each in _with_epilogues(op)]
         self.claims = np.zeros((len(every), threads * blocking.LINE), np.int64)  # of a product's tasks
         self.memory = np.zeros(len(every) * SLOT, np.uint8)
         self.address = address(self.memory)
@@ -81,13 +87,14 @@ class Table:
         free = iter(range(self.length, len(every)))  # slots for what no thread comes to by itself
         for slot, op in enumerate(program.ops):
             extra: Fields = {}
-            for name, epilogue in (("epilogue", op.epilogue), ("sums", op.sums)):
-                if epilogue is not None:
-                    extra[name] = self._put(next(free), epilogue, {})
+            if op.sums is not None:
+                extra["sums"] = self._put(next(free), op.sums, {})
             if op.record is GEMM:
                 extra |= {"scratch": scratch, "scratch_stride": stride}
             for way in (op, *reversed(op.sparsely)):
                 at = slot if way is (*op.sparsely, op)[0] else next(free)
+                if way.epilogue is not None:
+                    extra["epilogue"] = self._put(next(free), way.epilogue, {})
                 extra["otherwise"] = self._put(at, way, {**extra, **self._cut(way, at, threads)})
 
     def _cut(self, op: Op, slot: int, threads: int) -> dict[str, int]:

@@ -21,7 +21,9 @@ from numba.core.registry import CPUDispatcher, CPUTarget, cpu_target
 from numba.core.typed_passes import InlineOverloads, NopythonRewrites
 from numba.core.untyped_passes import InlineClosureLikes, InlineInlinables
 
-from fastnn.cpu.simd import RUN_REF, RecordRef
+from fastnn.cpu.blocking import WIDE
+from fastnn.cpu.simd import RUN_REF, RecordRef, Vec, vec
+from fastnn.cpu.simd.vectors import llvm_type
 from fastnn.records import Record
 
 # No fast-math flags, no reference counting, no exceptions to unwind, and none of Numba's wrappers: kernels are called
@@ -99,7 +101,7 @@ class Kernel:
     """A function that the loader can compile, and the kind of its arguments."""
 
     function: Callable
-    kind: str  # "kernel", "epilogue", "main" or "entry"
+    kind: str  # "kernel", "epilogue", "row epilogue", "main" or "entry"
     record: Record | None
 
     def dtypes(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
@@ -117,6 +119,8 @@ class Kernel:
         own = RecordRef(self.record, scalar)
         if self.kind == "kernel":  # (op, run, step, thread)
             return (own, RUN_REF, types.intp, types.intp)
+        if self.kind == "row epilogue":  # (op, run, step, i, j, wide, tile)
+            return (own, RUN_REF, *[types.intp] * 4, Vec(scalar, WIDE * vec(scalar).lanes))
         # (op, run, step, tile, tile_row, i, j, rows, cols)
         return (own, RUN_REF, types.intp, types.CPointer(scalar), *[types.intp] * 5)
 
@@ -131,6 +135,14 @@ def epilogue(record: Record) -> Callable[[Callable], Kernel]:
     return lambda function: Kernel(function, "epilogue", record)
 
 
+def row_epilogue(record: Record) -> Callable[[Callable], Kernel]:
+    """Mark ``f(op, run, step, i, j, wide, tile)``: uses a row of a product from (i, j) on, which is in registers.
+
+    `tile` is one long vector, of `fastnn.cpu.blocking.WIDE` times a vector's lanes; half of it counts if not `wide`.
+    """
+    return lambda function: Kernel(function, "row epilogue", record)
+
+
 def entry(function: Callable) -> Kernel:
     """Mark ``f(own, arguments, count)``: what Python calls, as a builtin function (METH_FASTCALL).
 
@@ -143,6 +155,13 @@ def entry(function: Callable) -> Kernel:
 def main(function: Callable) -> Kernel:
     """Mark ``f(run, thread)``: what each thread of a team is started in."""
     return Kernel(function, "main", None)
+
+
+def _name(ty: types.Type) -> str:
+    """What an argument's type is called in LLVM's language."""
+    if isinstance(ty, Vec):
+        return str(llvm_type(ty))
+    return "i64" if ty == types.intp else "ptr"
 
 
 def to_llvm(kernel: Kernel, dtype: str) -> tuple[str, str, list[str], str]:
@@ -161,6 +180,6 @@ def to_llvm(kernel: Kernel, dtype: str) -> tuple[str, str, list[str], str]:
     with typeinfer.register_dispatcher(dispatcher):
         dispatcher.compile(result(*arguments))
     (compiled,) = dispatcher.overloads.values()
-    names = ["i64" if t == types.intp else "ptr" for t in arguments]
+    names = [_name(t) for t in arguments]
     returned = "i64" if kernel.kind == "entry" else "void"
     return compiled.library.get_llvm_str(), compiled.fndesc.llvm_func_name, names, returned

@@ -1,12 +1,15 @@
 """Optimizer updates: as the epilogue of a weight gradient, and over flat arrays.
 
-Both forms of an optimizer call the same vector function, which reads and writes parameters and state once.  As an
-epilogue the gradient is the tile of a product that is still in the first-level cache: it never reaches memory.
+All forms of an optimizer call the same vector function, which reads and writes parameters and state once.  As an
+epilogue the gradient is the tile of a product that is still in the first-level cache, or a row of one that is still in
+registers: it never reaches memory.
 """
 
-from fastnn.cpu.jit import device, epilogue, kernel
+from fastnn.cpu.blocking import WIDE
+from fastnn.cpu.jit import device, epilogue, kernel, row_epilogue
 from fastnn.cpu.ragged import load_before, store_before
 from fastnn.cpu.simd import (
+    half_of,
     is_null,
     lanes,
     load_block,
@@ -178,6 +181,46 @@ def make_epilogue(constants, update, states):
     return apply
 
 
+def make_row(constants, update, states):
+    """The update of a row of p, from (i, j) on, by the gradient in `tile`."""
+
+    @device
+    def pair(op, c, at, g):
+        p, s0, s1 = offset(op.p, at), offset(op.s0, at), offset(op.s1, at)
+        m = load_block(s0, 0, 1, 2) if states > 0 else g
+        v = load_block(s1, 0, 1, 2) if states > 1 else g
+        new, m, v = update(c, load_block(p, 0, 1, 2), m, v, g)
+        store_block(p, 0, 1, new)
+        if states > 0:
+            store_block(s0, 0, 1, m)
+        if states > 1:
+            store_block(s1, 0, 1, v)
+
+    def make_several(vectors):
+        if vectors == 2:
+            return pair
+        half = make_several(vectors // 2)
+
+        @device
+        def several(op, c, at, g):
+            half(op, c, at, half_of(g, 0))
+            half(op, c, at + vectors // 2 * lanes(op.p), half_of(g, 1))
+
+        return several
+
+    half = make_several(WIDE // 2)
+
+    @row_epilogue(UPDATE)
+    def apply(op, run, step, i, j, wide, tile):
+        at = i * op.p_row + j
+        c = constants(op, run.rate, step, load_block(op.p, 0, 1, 2))
+        half(op, c, at, half_of(tile, 0))
+        if wide:
+            half(op, c, at + WIDE // 2 * lanes(op.p), half_of(tile, 1))
+
+    return apply
+
+
 def make_flat(constants, update, states):
     """The update of ``p[:n]`` by ``g[:n]``."""
 
@@ -240,13 +283,17 @@ def make_flat(constants, update, states):
     return apply
 
 
-sgd, sgd_flat = make_epilogue(sgd_constants, sgd_step, 0), make_flat(sgd_constants, sgd_step, 0)
-momentum = make_epilogue(momentum_constants, momentum_step, 1)
-momentum_flat = make_flat(momentum_constants, momentum_step, 1)
-nesterov = make_epilogue(momentum_constants, nesterov_step, 1)
-nesterov_flat = make_flat(momentum_constants, nesterov_step, 1)
-adam, adam_flat = make_epilogue(adam_constants, adam_step, 2), make_flat(adam_constants, adam_step, 2)
-adamw, adamw_flat = make_epilogue(adamw_constants, adamw_step, 2), make_flat(adamw_constants, adamw_step, 2)
-rmsprop, rmsprop_flat = make_epilogue(rmsprop_constants, rmsprop_step, 1), make_flat(rmsprop_constants, rmsprop_step, 1)
-rmsprop_momentum = make_epilogue(rmsprop_momentum_constants, rmsprop_momentum_step, 2)
-rmsprop_momentum_flat = make_flat(rmsprop_momentum_constants, rmsprop_momentum_step, 2)
+def make(constants, update, states):
+    """All forms of an optimizer: the epilogue of a tile and of a row, and the flat update."""
+    return tuple(form(constants, update, states) for form in (make_epilogue, make_row, make_flat))
+
+
+sgd, sgd_row, sgd_flat = make(sgd_constants, sgd_step, 0)
+momentum, momentum_row, momentum_flat = make(momentum_constants, momentum_step, 1)
+nesterov, nesterov_row, nesterov_flat = make(momentum_constants, nesterov_step, 1)
+adam, adam_row, adam_flat = make(adam_constants, adam_step, 2)
+adamw, adamw_row, adamw_flat = make(adamw_constants, adamw_step, 2)
+rmsprop, rmsprop_row, rmsprop_flat = make(rmsprop_constants, rmsprop_step, 1)
+rmsprop_momentum, rmsprop_momentum_row, rmsprop_momentum_flat = make(
+    rmsprop_momentum_constants, rmsprop_momentum_step, 2
+)

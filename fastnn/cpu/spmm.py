@@ -25,6 +25,7 @@ from fastnn.cpu.share import claim, part_of, share
 from fastnn.cpu.simd import (
     call_epilogue,
     call_kernel,
+    call_row_epilogue,
     cast,
     is_null,
     lanes,
@@ -48,6 +49,7 @@ from fastnn.records import BACKWARD, EPILOGUE, FORWARD, GEMM, RELU_SLOPE, UPDATE
 
 as_forward, as_backward, as_update = reference(FORWARD), reference(BACKWARD), reference(UPDATE)
 HERE = (0,)  # of a tile of one row
+AHEAD = 2  # rows from the one whose place is fetched to the one that is updated
 LOOKS = 8  # rows of A, or columns, that are looked at to find out whether it is sparse
 
 
@@ -191,6 +193,15 @@ def panel(op, run, step, a, words, top, rows, j, width, tiles, packed):
 
 
 @device
+def sum_panel(op, run, step, tile, j, width, right):
+    """The sums of B's rows, and their epilogue, for `width` columns from j on, of which some may not exist."""
+    w = lanes(op.b)
+    end = min(j + width, right)
+    for q in range(j, end, 2 * w):
+        sum_rows(op, run, step, offset(op.b, q), op.b_row, tile, q, min(2 * w, end - q))
+
+
+@device
 def some_rows(op, run, step, top, rows, left, right, tiles, words, packed):
     """`rows` rows of C from `top` on, and columns `left` to `right`."""
     w = lanes(op.a)
@@ -206,43 +217,95 @@ def some_rows(op, run, step, top, rows, left, right, tiles, words, packed):
     while j < right:
         width = (WIDE if right - j > WIDE // 2 * w else WIDE // 2) * w
         if op.sums and not op.turned and top == 0:
-            end = min(j + width, right)
-            for q in range(j, end, 2 * w):
-                sum_rows(op, run, step, offset(op.b, q), op.b_row, tiles, q, min(2 * w, end - q))
+            sum_panel(op, run, step, tiles, j, width, right)
         panel(op, run, step, a, words, top, rows, j, width, tiles, packed)
         j += width
 
 
-@kernel(GEMM)
-def spmm(op, run, step, thread):
-    """A's rows are contiguous, or its columns, in whole vectors; and B's rows, or its columns."""
-    low, high, place, threads = 0, op.m, thread, run.threads
-    if op.by_rows:
-        low, high = share(op.m, thread, threads)
-    elif op.part:
-        place, threads = part_of(op.part, thread, threads)
-        if place < 0:
-            return
-    if op.otherwise and not is_sparse(op, low, high):
-        call_kernel(record_at(op.otherwise), run, step, thread)
-        return
-    columns = op.panels * WIDE * lanes(op.a)
-    tasks_of_column = (high - low + op.rows - 1) // op.rows
-    tasks = (op.n + columns - 1) // columns * tasks_of_column
-    task, last, owner, claims = 0, tasks, thread, op.claims
-    if not is_null(claims):
-        owner, task = claim(claims, tasks, thread, threads, owner)
-    elif not op.by_rows:
-        task, last = share(tasks, place, threads)
-    packed = offset(op.scratch, thread * op.scratch_stride)
-    out = op.turned * lanes(op.a) * max(2 * WIDE * lanes(op.a), op.block)
-    tiles = offset(packed, WORD * WIDE * lanes(op.a) + out)
-    words = cast(offset(tiles, op.block * WIDE * lanes(op.a)), INT64)
-    while 0 <= task < last:
-        left, top = task // tasks_of_column * columns, low + task % tasks_of_column * op.rows
-        right = min(left + columns, op.n)
-        some_rows(op, run, step, top, min(op.rows, high - top), left, right, tiles, words, packed)
-        if is_null(claims):
-            task += 1
+def make_updated(vectors):
+    """`count` rows from `top` on, `vectors` vectors wide from column j on, each of which updates what it is for."""
+
+    @device
+    def updated(op, run, step, a, b, words, top, count, j):
+        a_col, b_row = op.a_col, op.b_row
+        place = as_update(op.epilogue, op)
+        for r in range(count):
+            if op.touched and r + AHEAD < count:
+                ahead = (top + r + AHEAD) * place.p_row + j
+                prefetch_row(place.p, ahead, vectors)
+                prefetch_row(place.s0, ahead, vectors)
+                prefetch_row(place.s1, ahead, vectors)
+            c, word = zeros_tile(a, 1, vectors), words[r]
+            while word != 0:
+                q = trailing_zeros(word)
+                word &= word - 1
+                c = rank1(c, offset(a, r + q * a_col), HERE, load_tile(offset(b, q * b_row), 1, vectors))
+            call_row_epilogue(op.epilogue, run, step, top + r, j, c)
+
+    return updated
+
+
+updated_wide, updated_narrow = make_updated(WIDE), make_updated(WIDE // 2)
+
+
+@device
+def some_updated_rows(op, run, step, top, rows, left, right, tiles, words, packed):
+    """As `some_rows`, for a weight gradient whose k is `WORD` at most and whose panels are whole."""
+    w = lanes(op.a)
+    a = offset(op.a, top)
+    mark_columns(a, op.a_col, rows, op.k, words)
+    j = left
+    while j < right:
+        wide = right - j > WIDE // 2 * w
+        width = (WIDE if wide else WIDE // 2) * w
+        if op.sums and top == 0:
+            sum_panel(op, run, step, tiles, j, width, right)
+        if wide:
+            updated_wide(op, run, step, a, offset(op.b, j), words, top, rows, j)
         else:
+            updated_narrow(op, run, step, a, offset(op.b, j), words, top, rows, j)
+        j += width
+
+
+def make_product(some_rows):
+    """The product, some rows of C at a time."""
+
+    @kernel(GEMM)
+    def product(op, run, step, thread):
+        low, high, place, threads = 0, op.m, thread, run.threads
+        if op.by_rows:
+            low, high = share(op.m, thread, threads)
+        elif op.part:
+            place, threads = part_of(op.part, thread, threads)
+            if place < 0:
+                return
+        if op.otherwise and not is_sparse(op, low, high):
+            call_kernel(record_at(op.otherwise), run, step, thread)
+            return
+        columns = op.panels * WIDE * lanes(op.a)
+        tasks_of_column = (high - low + op.rows - 1) // op.rows
+        tasks = (op.n + columns - 1) // columns * tasks_of_column
+        task, last, owner, claims = 0, tasks, thread, op.claims
+        if not is_null(claims):
             owner, task = claim(claims, tasks, thread, threads, owner)
+        elif not op.by_rows:
+            task, last = share(tasks, place, threads)
+        packed = offset(op.scratch, thread * op.scratch_stride)
+        out = op.turned * lanes(op.a) * max(2 * WIDE * lanes(op.a), op.block)
+        tiles = offset(packed, WORD * WIDE * lanes(op.a) + out)
+        words = cast(offset(tiles, op.block * WIDE * lanes(op.a)), INT64)
+        while 0 <= task < last:
+            left, top = task // tasks_of_column * columns, low + task % tasks_of_column * op.rows
+            right = min(left + columns, op.n)
+            some_rows(op, run, step, top, min(op.rows, high - top), left, right, tiles, words, packed)
+            if is_null(claims):
+                task += 1
+            else:
+                owner, task = claim(claims, tasks, thread, threads, owner)
+
+    return product
+
+
+# A's rows are contiguous, or its columns, in whole vectors; and B's rows, or its columns.
+spmm = make_product(some_rows)
+update = make_product(some_updated_rows)

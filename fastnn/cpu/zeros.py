@@ -6,19 +6,37 @@ from fastnn.cpu import blocking
 from fastnn.program import Op, transposed
 from fastnn.records import GEMM, UPDATE
 
-KERNEL = "spmm.spmm"
+KERNELS = KERNEL, UPDATING = "spmm.spmm", "spmm.update"
 # Elements of 64 in A that are not 0, at most, for a product to leave out the zeros of what relu or dropout have left:
 MOST = 40
 PACKED = 48  # where other kernels pack B, too: input gradients
 # Added where a row of C is one short panel, whose sums wait for each other if two could begin a cycle.
 NARROW = 0 if blocking.CPU.halves_vectors else -6
-TURNED = 34  # of D in C = D' X, which has to be turned, if zeros of X are not left out
-RATHER = 2 / 3  # of MOST, likewise, if they may be
+TURNED = 34  # of D in C = D' X, which has to be turned: if there are too few zeros in X
 
 
 def pays(op: Op, dtype: str) -> bool:
     """Whether a product is large enough to leave out zeros."""
     return blocking.pays_sparse(op.number("m"), op.number("n"), op.number("k"), dtype)
+
+
+def _in_registers(op: Op, dtype: str) -> bool:
+    """Whether a weight gradient updates a row of weights at a time, out of registers.
+
+    The sums of many samples are kept in the caches, since the factor that they read is in the first one a block at a
+    time.
+    """
+    whole = op.number("n") % (blocking.WIDE // 2 * blocking.CPU.lanes(dtype)) == 0
+    updates = op.epilogue is not None and op.epilogue.record is UPDATE
+    return updates and whole and op.number("k") <= blocking.WORD
+
+
+def _choose(op: Op, dtype: str) -> None:
+    """The kernel of a product that leaves out zeros."""
+    op.kernel = KERNEL
+    if _in_registers(op, dtype):
+        assert op.epilogue is not None
+        op.kernel, op.epilogue = UPDATING, replace(op.epilogue, kernel=f"{op.epilogue.kernel}_row")
 
 
 def leave_out(op: Op, dtype: str) -> None:
@@ -28,16 +46,17 @@ def leave_out(op: Op, dtype: str) -> None:
     """
     op.sparse = op.sparse and pays(op, dtype)
     if op.sparse:
-        op.kernel, op.by_rows = KERNEL, False
+        op.by_rows = False
         op.fields["joined"] = 0
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             op.epilogue.fields["below"] = 0  # what is updated is fetched while the gradient is computed
+        _choose(op, dtype)
 
 
 def offer(op: Op, dtype: str) -> None:
     """Have a product leave out zeros in steps in which there are many; in others it is what has been chosen so far.
 
-    Of a weight gradient X' D those of D, or else those of X.
+    Of a weight gradient X' D those of X, or else those of D.
     """
     op.sparsely = []
     if op.record is not GEMM or op.sparse or op.swapped:
@@ -46,10 +65,11 @@ def offer(op: Op, dtype: str) -> None:
     if op.may_be_sparse and pays(op, dtype):
         narrow = op.number("n") <= blocking.WIDE // 2 * blocking.CPU.lanes(dtype)
         most = (MOST if op.fields["b_col"] == 1 else PACKED) + narrow * NARROW
-        op.sparsely = [replace(op, kernel=KERNEL, fields={**fields, "most": most}, sparsely=[])]
+        found = replace(op, fields={**fields, "most": most}, sparsely=[])
+        _choose(found, dtype)
+        op.sparsely = [found]
     if op.gradient_may_be_sparse and op.fields["a_row"] == 1:
-        most = round(MOST * RATHER) if op.sparsely else TURNED
-        fields = {**transposed(fields), "most": most, "turned": 1}
+        fields = {**transposed(fields), "most": TURNED, "turned": 1}
         turned = replace(op, kernel=KERNEL, fields=fields, sparsely=[])
         if pays(turned, dtype):
-            op.sparsely = [turned, *op.sparsely]
+            op.sparsely = [*op.sparsely, turned]

@@ -51,6 +51,7 @@ from fastnn.cpu.simd.engine import (
     call_epilogue,
     call_function,
     call_kernel,
+    call_row_epilogue,
     call_with_number,
     exchange,
     fetch_add,
@@ -73,6 +74,7 @@ from fastnn.cpu.simd.exponents import (
 )
 from fastnn.cpu.simd.memory import (
     cast,
+    half_of,
     integer,
     is_null,
     lanes,
@@ -136,6 +138,7 @@ __all__ = [
     "call_epilogue",
     "call_function",
     "call_kernel",
+    "call_row_epilogue",
     "call_with_number",
     "cast",
     "constant",
@@ -150,6 +153,7 @@ __all__ = [
     "first_lanes",
     "flush_subnormals",
     "fraction",
+    "half_of",
     "has_exponents",
     "has_pieces",
     "integer",

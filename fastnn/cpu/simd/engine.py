@@ -6,8 +6,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastnn.cpu import target
+from fastnn.cpu.blocking import WIDE
 from fastnn.cpu.simd.references import ANY_REF, record_field
-from fastnn.cpu.simd.vectors import I8, I32, I64, call_intrinsic
+from fastnn.cpu.simd.vectors import I8, I32, I64, call_intrinsic, join
 
 
 @intrinsic
@@ -135,6 +136,28 @@ def call_epilogue(typingctx, address, run, step, tile, tile_row, i, j, rows, col
 
     integer = types.intp
     return types.void(integer, run, integer, tile, integer, integer, integer, integer, integer), codegen
+
+
+@intrinsic
+def call_row_epilogue(typingctx, address, run, step, i, j, tile):
+    """Apply the row epilogue whose record is at `address` to a row of C, from (i, j) on, which is in registers.
+
+    It gets a tuple of as many vectors, or of half as many, which it is told (`wide`).
+    """
+
+    def codegen(context, builder, sig, args):
+        parts = [builder.extract_value(args[5], q) for q in range(tile.count)]
+        wide = len(parts) == WIDE
+        if not wide:
+            parts += [ir.Constant(parts[0].type, ir.Undefined)] * (WIDE - len(parts))
+        record = builder.inttoptr(args[0], I8.as_pointer())
+        kernel = record_field(context, builder, ANY_REF, record, "kernel")
+        arguments = [record, *args[1:5], I64(int(wide)), join(builder, parts)]
+        fnty = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
+        builder.call(builder.inttoptr(kernel, fnty.as_pointer()), arguments)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, run, types.intp, types.intp, types.intp, tile), codegen
 
 
 MXCSR_FLUSH = 0x8040  # flush-to-zero and denormals-are-zero

@@ -84,6 +84,17 @@ def store_block(typingctx, pointer, row, rows, value):
     return types.void(pointer, types.intp, rows, value), codegen
 
 
+@intrinsic(prefer_literal=True)
+def half_of(typingctx, block, which):
+    """The first half (0) or the second one (1) of such a long vector."""
+    half = Vec(block.scalar, block.lanes // 2)
+
+    def codegen(context, builder, sig, args):
+        return split(builder, args[0], half.lanes)[which.literal_value]
+
+    return half(block, which), codegen
+
+
 @intrinsic
 def load_first(typingctx, pointer, i, count):
     """As `load`, but only the first `count` lanes are read; the others are 0."""
