@@ -12,6 +12,7 @@ The buffers of a program:
 ``state0/1``    the optimizer's state, the same layout as ``params``
 ``arena``       activations, gradients, gathered batches: everything within a step
 ``apart``       the same for a second thread that does operations by itself
+``resting``     bytes in which a run finds out which weights updates by 0 do not change
 ``totals``      float64 sums over the steps of a run: the loss, then the metrics
 ``x y weight index out``   the caller's arrays, bound for each run
 ==============  ==================================================================

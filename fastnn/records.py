@@ -101,6 +101,8 @@ GEMM = Record(
     otherwise="int",  # address of the same product's record for A that is not sparse, or 0 (fastnn.cpu.spmm)
     most="int",  # elements of 64 that are not 0 in A, at most, if it is
     turned="int",  # 1: the epilogue is for C', and the sums are those of A's columns (fastnn.cpu.spmm)
+    resting="u8*",  # which weights an update by 0 would not change (fastnn.cpu.spmm.is_at_rest); 0: nobody asks
+    first="int",  # the first of these weights, as an element of all parameters
 )
 
 # What `fastnn.cpu.finish` does with a tile while it is in registers: nothing, so that the epilogue finds it in the

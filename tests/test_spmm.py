@@ -12,7 +12,7 @@ from test_plan import divided, fresh, races
 
 import fastnn
 from fastnn import data, training
-from fastnn.cpu import blocking, division, loader, zeros
+from fastnn.cpu import blocking, division, loader, spmm, zeros
 from fastnn.cpu.immediate import KERNEL
 from fastnn.cpu.memory import address
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
@@ -175,7 +175,7 @@ def test_biases_get_the_sums_of_rows(threads, end, dtype):
         np.testing.assert_allclose(found, expected, **close(dtype, 400))
 
 
-def updated(name, optimizer, x, d, before, dtype, threads, end):
+def updated(name, optimizer, x, d, before, dtype, threads, end, **more):
     """Weights, behind these biases, and then the states of an optimizer, updated by the gradients X' D and 1' D."""
     held = [Guarded(each, end).array for each in before]
     (rows, inputs), units = x.shape, d.shape[1]
@@ -192,8 +192,46 @@ def updated(name, optimizer, x, d, before, dtype, threads, end):
     fields = {**cut, "m": inputs, "n": units, "k": rows, "a": a, "a_row": 1, "a_col": a.shape[1]}
     fields |= {"b": Guarded(d, end).array, "b_row": units, "b_col": 1, "scratch": scratch, "scratch_stride": stride}
     fields |= {"touched": threads > 1, "epilogue": address(updates[0]), "sums": address(updates[1])}
-    call(name, dtype, GEMM, fields, threads=threads, rate=np.array([RATE, 0.75]))
+    call(name, dtype, GEMM, fields | more, threads=threads, rate=np.array([RATE, 0.75]))
     return held
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop_momentum"])
+def test_weights_at_rest_are_left_alone(optimizer, dtype):
+    """A run remembers which they are, until their input is not 0."""
+    w = lanes(dtype)
+    states, piece, units = STATES[optimizer], blocking.WIDE // 2 * w, 12 * w
+    x, d = sparse((9, 40), dtype, 0.3), random((9, units), dtype, 2)
+    unused = ~x.any(axis=0)
+    assert 0 < unused.sum() < 20
+    before = [random((41, units), dtype, 1), *[np.zeros((41, units), dtype) for _ in range(states)]]
+    for state in before[1:]:
+        state[20:, -1] = 1  # in the last piece only
+    first = 5 * piece
+    resting = np.zeros(blocking.resting(first + 41 * units, dtype), np.uint8)
+    pieces = resting[5 : 5 + 120].reshape(40, 3)
+    arguments = "spmm.update", optimizer
+
+    expected = updated("spmm.spmm", optimizer, x, d, before, dtype, 1, "end")
+    for threads in (1, 2):
+        resting[:] = 0
+        found = updated(*arguments, x, d, before, dtype, threads, "end", resting=resting, first=first)
+        for have, want in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(have, want)
+        np.testing.assert_array_equal(pieces[:, 0] == spmm.AT_REST, unused)  # a wide panel is one
+        np.testing.assert_array_equal(pieces[:20, 2] == spmm.AT_REST, unused[:20])
+        np.testing.assert_array_equal(pieces[20:, 2] == spmm.AT_REST, unused[20:] & (states == 0))
+        assert not resting[:5].any()
+        assert not resting[125:].any()
+
+    # What is used once is not at rest from then on.
+    used = np.ones_like(x)
+    again = updated(*arguments, used, d, found, dtype, 1, "end", resting=resting, first=first)
+    assert not (pieces == spmm.AT_REST).any()
+    last = updated(*arguments, x, d, again, dtype, 1, "end", resting=resting, first=first)
+    for have, want in zip(last, updated("spmm.spmm", optimizer, x, d, again, dtype, 1, "end"), strict=True):
+        np.testing.assert_array_equal(have, want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -369,6 +407,34 @@ def test_images_of_bytes(threads, monkeypatch):
         model.fit(x, y, batch_size=32, shuffle=False, epochs=2, verbose=0)
         return [*model.get_weights(), model.predict(x), model.predict(x[:1]), model.predict_on_batch(x[40:41])]
 
+    found = run()
+    monkeypatch.setattr(training, "MAX_DENSITY", -1.0)
+    for have, expected in zip(found, run(), strict=True):
+        np.testing.assert_array_equal(have, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "momentum"])
+@pytest.mark.parametrize("single", [False, True])
+def test_weights_at_rest_move_when_their_state_is_set(single, optimizer, threads, monkeypatch):
+    """The next run, or step, does not go by what the last one found; AdamW's weights decay, and never rest."""
+    x = sparse((96, 100), "float32", 0.2)
+    y = np.random.default_rng(1).integers(0, 5, 96)
+    rule = fastnn.optimizers.SGD(0.01, momentum=0.9) if optimizer == "momentum" else optimizer
+
+    def run():
+        model = build(100, 128, optimizer=rule, threads=threads)
+        for state in (0.0, 0.5):
+            for each in model.network.state:
+                each[:] += state
+            if single:
+                for first in range(0, 96, 32):
+                    model.train_on_batch(x[first : first + 32], y[first : first + 32])
+            else:
+                model.fit(x, y, batch_size=32, epochs=2, verbose=0)
+        return model.get_weights()
+
+    assert sparse_products(build(100, 128), x)[-1] == "spmm.update"
     found = run()
     monkeypatch.setattr(training, "MAX_DENSITY", -1.0)
     for have, expected in zip(found, run(), strict=True):

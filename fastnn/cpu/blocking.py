@@ -197,6 +197,11 @@ def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int, *, turn
     return {"panels": together, "rows": rows, "block": min(block, rows), "turned": int(turned)}
 
 
+def resting(parameters: int, dtype: str) -> int:
+    """Pieces of rows of that many parameters of which `fastnn.cpu.spmm` remembers whether they are at rest."""
+    return parameters // (WIDE // 2 * CPU.lanes(dtype)) + 1
+
+
 def sparse_scratch(k: int, dtype: str, cut: dict[str, int]) -> int:
     """Elements one thread needs for that: a block of B, one of C' if it is turned, sums, and a word for each row and
     `WORD` steps of k.

@@ -174,6 +174,9 @@ class Executable:
         self._keep = dict(buffers)
         bases = {name: address(array) for name, array in buffers.items()}
         bases |= {"arena": address(self.arena), "apart": address(self.apart), "totals": address(self.totals)}
+        parameters = buffers["params"].size if "params" in buffers else 0
+        self._resting: np.ndarray = np.zeros(blocking.resting(parameters, dtype), np.uint8)
+        bases["resting"] = address(self._resting)
         wanted = [*(kernel for each in programs for kernel in _kernels(each, dtype)), ENGINE]
         cold.load([*wanted, *HELPERS] if tried else wanted)
         self._team = np.zeros(24, np.int64)
@@ -261,6 +264,7 @@ class Executable:
         record["origin"], record["seed"] = origin, seed
         record["rate"] = 0 if rate is None else address(rate) - rate.strides[0] * first
         self._flags[8] = 0
+        self._resting[:] = 0  # the state may have been set since the last run
         self.progress[0] = first
         if self.threads == 1:
             team.run_alone(self._alone, first, stop, watch)
@@ -293,6 +297,7 @@ class Executable:
         for i in (0, WORDS):
             words[i + SHORT_STEP], words[i + RATE], words[i + ORIGIN], words[i + SEED] = -1, where, origin, seed
         self._flags[:] = 0
+        self._resting[:] = 0
         if self.threads == 1 or self._single_alone:
             self._alone(0, 1)
             return

@@ -222,20 +222,54 @@ def some_rows(op, run, step, top, rows, left, right, tiles, words, packed):
         j += width
 
 
+# What a run knows of a piece of a row of weights.
+UNKNOWN, AT_REST, USED = 0, 1, 2
+
+
+@device
+def are_zero(x, at, count):
+    """Whether ``x[at : at + count]``, whole vectors, is 0, or not there at all."""
+    if not is_null(x):
+        for q in range(at, at + count, lanes(x)):
+            if nonzero_lanes(load(x, q)) != 0:
+                return False
+    return True
+
+
+@device
+def is_at_rest(op, word, at, count):
+    """Whether an update of `count` weights from `at` on may be left out, since their gradients and state are 0.
+
+    Pixels at the edge of MNIST's images are 0 in all of them, and nearly all words of a vocabulary in a batch.
+    """
+    known = offset(op.resting, (op.first + at) // (WIDE // 2 * lanes(op.a)))
+    if word != 0:
+        if known[0] != USED:
+            known[0] = USED
+        return False
+    if known[0] == UNKNOWN:
+        place = as_update(op.epilogue, op)
+        known[0] = AT_REST if are_zero(place.s0, at, count) and are_zero(place.s1, at, count) else USED
+    return known[0] == AT_REST
+
+
 def make_updated(vectors):
     """`count` rows from `top` on, `vectors` vectors wide from column j on, each of which updates what it is for."""
 
     @device
     def updated(op, run, step, a, b, words, top, count, j):
         a_col, b_row = op.a_col, op.b_row
-        place = as_update(op.epilogue, op)
+        place, asks = as_update(op.epilogue, op), not is_null(op.resting)
         for r in range(count):
+            at = (top + r) * place.p_row + j
             if op.touched and r + AHEAD < count:
-                ahead = (top + r + AHEAD) * place.p_row + j
+                ahead = at + AHEAD * place.p_row
                 prefetch_row(place.p, ahead, vectors)
                 prefetch_row(place.s0, ahead, vectors)
                 prefetch_row(place.s1, ahead, vectors)
             c, word = zeros_tile(a, 1, vectors), words[r]
+            if asks and is_at_rest(op, word, at, vectors * lanes(a)):
+                continue
             while word != 0:
                 q = trailing_zeros(word)
                 word &= word - 1

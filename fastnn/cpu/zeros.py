@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from fastnn.cpu import blocking
-from fastnn.program import Op, transposed
+from fastnn.program import Op, Ref, transposed
 from fastnn.records import GEMM, UPDATE
 
 KERNELS = KERNEL, UPDATING = "spmm.spmm", "spmm.update"
@@ -12,6 +12,8 @@ MOST = 40
 PACKED = 48  # where other kernels pack B, too: input gradients
 # Added where a row of C is one short panel, whose sums wait for each other if two could begin a cycle.
 NARROW = 0 if blocking.CPU.halves_vectors else -6
+# Optimizers that leave a weight as it is, to the sign of a zero, where its gradient and its state are 0.
+RESTING = tuple(f"optimizers.{rule}_row" for rule in ("sgd", "adam", "rmsprop", "rmsprop_momentum"))
 TURNED = 34  # of D in C = D' X, which has to be turned: if there are too few zeros in X
 
 
@@ -51,6 +53,10 @@ def leave_out(op: Op, dtype: str) -> None:
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             op.epilogue.fields["below"] = 0  # what is updated is fetched while the gradient is computed
         _choose(op, dtype)
+        if op.epilogue is not None and op.epilogue.kernel in RESTING:
+            weights = op.epilogue.fields["p"]
+            assert isinstance(weights, Ref)
+            op.fields |= {"resting": Ref("resting"), "first": weights.offset}
 
 
 def offer(op: Op, dtype: str) -> None:
