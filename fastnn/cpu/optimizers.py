@@ -182,7 +182,10 @@ def make_epilogue(constants, update, states):
 
 
 def make_row(constants, update, states):
-    """The update of a row of p, from (i, j) on, by the gradient in `tile`."""
+    """The update of a row of p, from (i, j) on, by the gradient in `tile`.
+
+    Two vectors at a time: one by one, or four, take 2 to 4% longer (784 x 256, batch 32).
+    """
 
     @device
     def pair(op, c, at, g):

@@ -9,7 +9,8 @@ as many: it pays where less than 0.5 to 0.75 of A is not 0, as the product is.
 Of inputs the samples tell, once, whether they are mostly 0 (`fastnn.training.MAX_DENSITY`).  What relu or dropout
 leaves changes with every step; so a step looks at some rows (`is_sparse`), and calls the kernel of `op.otherwise` if
 there are too few zeros (`fastnn.cpu.zeros`).  A weight gradient X' D may leave out those of D, which relu's slope has
-set, as well: then C = D' X is computed, and the epilogue gets C' (`turn`).
+set, as well: then C = D' X is computed, and the epilogue gets C' (`turn`).  Where k is `WORD` at most, a row of a
+weight gradient is handed to its epilogue as it is, in registers (`update`).
 
 The sums have the order of `fastnn.cpu.gemm`'s, and so its bits, with two exceptions: where B is infinite or NaN, 0
 times that is NaN there, and here it is not looked at; and a sum so small that it has become -0 stays that, where
@@ -49,6 +50,7 @@ from fastnn.records import BACKWARD, EPILOGUE, FORWARD, GEMM, RELU_SLOPE, UPDATE
 
 as_forward, as_backward, as_update = reference(FORWARD), reference(BACKWARD), reference(UPDATE)
 HERE = (0,)  # of a tile of one row
+UNKNOWN, AT_REST, USED = 0, 1, 2  # what a run knows of a piece of a row of weights
 AHEAD = 2  # rows from the one whose place is fetched to the one that is updated
 LOOKS = 8  # rows of A, or columns, that are looked at to find out whether it is sparse
 
@@ -222,10 +224,6 @@ def some_rows(op, run, step, top, rows, left, right, tiles, words, packed):
         j += width
 
 
-# What a run knows of a piece of a row of weights.
-UNKNOWN, AT_REST, USED = 0, 1, 2
-
-
 @device
 def are_zero(x, at, count):
     """Whether ``x[at : at + count]``, whole vectors, is 0, or not there at all."""
@@ -240,7 +238,8 @@ def are_zero(x, at, count):
 def is_at_rest(op, word, at, count):
     """Whether an update of `count` weights from `at` on may be left out, since their gradients and state are 0.
 
-    Pixels at the edge of MNIST's images are 0 in all of them, and nearly all words of a vocabulary in a batch.
+    Pixels at the edge of MNIST's images are 0 in all of them, and most words of a vocabulary have not been seen yet.
+    The state is looked at once in a run, and changes only where gradients are not 0.
     """
     known = offset(op.resting, (op.first + at) // (WIDE // 2 * lanes(op.a)))
     if word != 0:
