@@ -255,6 +255,7 @@ NUMERIC = [  # tests that compare kernels with the reference, and whole training
     "test_spmm.py::test_products",
     "test_spmm.py::test_nothing_but_zero_is_left_out",
     "test_spmm.py::test_images_of_bytes",
+    "test_spmm.py::test_rows_that_are_updated_in_registers",
     "test_kernels.py::test_gather",
     "test_kernels.py::test_losses",
     "test_kernels.py::test_flat_updates",

@@ -12,7 +12,7 @@ from test_plan import divided, fresh, races
 
 import fastnn
 from fastnn import data, training
-from fastnn.cpu import blocking, division, loader, spmm, zeros
+from fastnn.cpu import blocking, division, executable, loader, spmm, trial, zeros
 from fastnn.cpu.immediate import KERNEL
 from fastnn.cpu.memory import address
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
@@ -441,6 +441,63 @@ def test_weights_at_rest_move_when_their_state_is_set(single, optimizer, threads
         np.testing.assert_array_equal(have, expected)
 
 
+def in_turns(monkeypatch):
+    """Have one thread and two do every other step, as `trial` does after some milliseconds."""
+    monkeypatch.setattr(executable, "TOGETHER", 1 << 60)
+    for length in ("SLICE", "SOON", "PERIOD", "LOOK"):
+        monkeypatch.setattr(trial, length, 1e-9)
+    monkeypatch.setattr(trial, "NEW", 1)
+
+
+def with_rests(batches, rows, inputs, dtype):
+    """Samples in whose batches some inputs are 0 for a while."""
+    rng = np.random.default_rng(0)
+    on = (rng.random((batches, 1, inputs)) < 0.3) * (rng.random((batches, rows, inputs)) < 0.7)
+    return (on * rng.standard_normal(on.shape)).reshape(batches * rows, inputs).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vectors", [4, 8, 12, 24])
+@pytest.mark.parametrize("hidden", [(), (64,)])  # threads share tiles or own inputs, or else units of the first layer
+def test_weights_at_rest_in_turns(hidden, vectors, dtype, monkeypatch):
+    """One thread may cut weights into other panels than each of two owners does."""
+    x = with_rests(12, 64, 140, dtype)
+    y = np.random.default_rng(1).integers(0, 5, len(x))
+
+    def trained_by(threads):
+        layers = [Dense(units, "relu") for units in (vectors * lanes(dtype), *hidden)]
+        model = fastnn.Sequential([Input((140,)), *layers, Dense(5)], dtype=dtype, seed=4, n_threads=threads)
+        model.compile("adam", fastnn.losses.SparseCategoricalCrossentropy(from_logits=True))
+        assert "spmm.update" in kernels(model, x, 64)
+        model.fit(x, y, batch_size=64, epochs=2, shuffle=False, verbose=0)
+        return model.get_weights()
+
+    expected = trained_by(1)
+    in_turns(monkeypatch)
+    for have, want in zip(trained_by(2), expected, strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
+def test_weights_at_rest_in_a_short_batch():
+    """Threads own units in full steps, but not in the last one."""
+    w = lanes("float32")
+    x = sparse((3 * 64 + 8, 100), "float32", 0.2)
+    x[:, ::5] = 0
+    y = np.random.default_rng(1).integers(0, 5, len(x))
+    found = []
+    for threads in (1, 2):
+        layers = [Dense(8 * w, "relu"), Dense(64, "relu"), Dense(5, "softmax")]
+        model = fastnn.Sequential([Input((100,)), *layers], seed=4, n_threads=threads)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        model.fit(x[:64], y[:64], batch_size=64, verbose=0)
+        for state in model.network.state:  # as if half of the units had always been off
+            dict(model.network.views(state))["dense/kernel"][:, 4 * w :] = 0.01
+        model.fit(x, y, batch_size=64, shuffle=False, verbose=0)
+        found.append(model.get_weights())
+    for have, want in zip(*found, strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
 def test_batches_one_by_one(monkeypatch):
     """Sparse and dense batches in turn: what was worked out for one is not wrong for the other."""
     rng = np.random.default_rng(0)
@@ -728,11 +785,8 @@ def test_profile_counts_what_is_multiplied_in_hidden_layers(first, second, threa
         bias[:] = np.where(np.arange(80) < on, high, -1e9)
     model.set_weights(weights)
     rows = model.profile(x, np.zeros((256, 2)), batch_size=256).rows
-    found = {what: sum(row.flops for row in rows if row.name.startswith(f"dense_1 {what}")) for what in LIMITS}
     every = 2 * 256 * 80 * 80
     shares = {"forward": first, "input gradient": second, "gradients": first if first < 50 else second}
-    limits = {**LIMITS, "gradients": 50 if first < 50 else 42}  # zeros of X, or else of D
+    limits = {"forward": 50, "input gradient": 60, "gradients": 50 if first < 50 else 42}  # zeros of X, or else of D
+    found = {what: sum(row.flops for row in rows if row.name.startswith(f"dense_1 {what}")) for what in shares}
     assert found == {what: every * (on if on < limits[what] else 80) // 80 for what, on in shares.items()}
-
-
-LIMITS = {"forward": 50, "input gradient": 60, "gradients": 50}  # of 80 units

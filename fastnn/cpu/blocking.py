@@ -198,7 +198,10 @@ def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int, *, turn
 
 
 def resting(parameters: int, dtype: str) -> int:
-    """Pieces of rows of that many parameters of which `fastnn.cpu.spmm` remembers whether they are at rest."""
+    """Bytes in which a run remembers which pieces of rows of so many parameters are at rest (`fastnn.cpu.spmm`).
+
+    A panel's piece of a row begins half a panel or more behind the one before it, so that each has a byte.
+    """
     return parameters // (WIDE // 2 * CPU.lanes(dtype)) + 1
 
 

@@ -85,7 +85,8 @@ def divide(program: Program, dtype: str, threads: int, *, alone: bool = False) -
         _choose(each, dtype, threads)
         if split is None:
             parts.split(each, dtype)
-        _share(each, dtype, threads)
+        # What a run remembers of weights at rest goes by panels, which are others where threads own units of the layer.
+        _share(each, dtype, threads, rests=split is None or not split.before)
     for each in program.apart:
         tensor_parallel.set_barriers(each)
     for each in (program, *program.apart):
@@ -117,13 +118,16 @@ def _choose(program: Program, dtype: str, threads: int) -> None:
             op.by_rows = op.kernel == "gemv.gemv_columns"
 
 
-def _share(program: Program, dtype: str, threads: int) -> None:
-    """Which products leave out zeros, what threads read of each other, and where they must wait."""
+def _share(program: Program, dtype: str, threads: int, *, rests: bool) -> None:
+    """Which products leave out zeros, what threads read of each other, and where they must wait.
+
+    `rests`: whether weights at rest may be left alone.
+    """
     for op in program.ops:
         if "part" in op.fields:
             op.by_rows = threads == parts.PARTS  # each thread reads its rows of the batch
         elif op.record is GEMM:
-            zeros.leave_out(op, dtype)
+            zeros.leave_out(op, dtype, rests=rests)
     for op in program.ops:
         op.shared = threads > 1 and _shared(op, program.ops)
     for i, op in enumerate(program.ops):

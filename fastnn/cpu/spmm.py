@@ -51,7 +51,7 @@ from fastnn.records import BACKWARD, EPILOGUE, FORWARD, GEMM, RELU_SLOPE, UPDATE
 as_forward, as_backward, as_update = reference(FORWARD), reference(BACKWARD), reference(UPDATE)
 HERE = (0,)  # of a tile of one row
 UNKNOWN, AT_REST, USED = 0, 1, 2  # what a run knows of a piece of a row of weights
-AHEAD = 2  # rows from the one whose place is fetched to the one that is updated
+AHEAD = 2  # rows from the one that is updated to the one whose place is fetched
 LOOKS = 8  # rows of A, or columns, that are looked at to find out whether it is sparse
 
 
@@ -239,7 +239,8 @@ def is_at_rest(op, word, at, count):
     """Whether an update of `count` weights from `at` on may be left out, since their gradients and state are 0.
 
     Pixels at the edge of MNIST's images are 0 in all of them, and most words of a vocabulary have not been seen yet.
-    The state is looked at once in a run, and changes only where gradients are not 0.
+    The state is looked at once in a run.  Later it changes only where gradients are not 0, which is noticed, since all
+    steps of a run cut the weights into the same panels (`fastnn.cpu.division.divide`).
     """
     known = offset(op.resting, (op.first + at) // (WIDE // 2 * lanes(op.a)))
     if word != 0:

@@ -12,7 +12,7 @@ MOST = 40
 PACKED = 48  # where other kernels pack B, too: input gradients
 # Added where a row of C is one short panel, whose sums wait for each other if two could begin a cycle.
 NARROW = 0 if blocking.CPU.halves_vectors else -6
-# Optimizers that leave a weight as it is, to the sign of a zero, where its gradient and its state are 0.
+# Optimizers that leave a weight as it is where its gradient and its state are 0.  (Momentum makes +0 of -0.)
 RESTING = tuple(f"optimizers.{rule}_row" for rule in ("sgd", "adam", "rmsprop", "rmsprop_momentum"))
 TURNED = 34  # of D in C = D' X, which has to be turned: if there are too few zeros in X
 
@@ -41,8 +41,9 @@ def _choose(op: Op, dtype: str) -> None:
         op.kernel, op.epilogue = UPDATING, replace(op.epilogue, kernel=f"{op.epilogue.kernel}_row")
 
 
-def leave_out(op: Op, dtype: str) -> None:
-    """Choose the kernel for a product of inputs that are mostly 0, where that pays.
+def leave_out(op: Op, dtype: str, *, rests: bool) -> None:
+    """Choose the kernel for a product of inputs that are mostly 0, where that pays; it may leave weights alone that
+    are at rest if the program `rests`.
 
     After gradients have been parted, which depends on the network and the batch only: so the bits do, too.
     """
@@ -53,7 +54,7 @@ def leave_out(op: Op, dtype: str) -> None:
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             op.epilogue.fields["below"] = 0  # what is updated is fetched while the gradient is computed
         _choose(op, dtype)
-        if op.epilogue is not None and op.epilogue.kernel in RESTING:
+        if rests and op.epilogue is not None and op.epilogue.kernel in RESTING:
             weights = op.epilogue.fields["p"]
             assert isinstance(weights, Ref)
             op.fields |= {"resting": Ref("resting"), "first": weights.offset}

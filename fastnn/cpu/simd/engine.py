@@ -142,7 +142,7 @@ def call_epilogue(typingctx, address, run, step, tile, tile_row, i, j, rows, col
 def call_row_epilogue(typingctx, address, run, step, i, j, tile):
     """Apply the row epilogue whose record is at `address` to a row of C, from (i, j) on, which is in registers.
 
-    It gets a tuple of as many vectors, or of half as many, which it is told (`wide`).
+    `tile` is a tuple of `WIDE` vectors, or of half as many.
     """
 
     def codegen(context, builder, sig, args):

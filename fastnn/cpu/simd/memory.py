@@ -86,7 +86,7 @@ def store_block(typingctx, pointer, row, rows, value):
 
 @intrinsic(prefer_literal=True)
 def half_of(typingctx, block, which):
-    """The first half (0) or the second one (1) of such a long vector."""
+    """The first half (0) or the second one (1) of a long vector."""
     half = Vec(block.scalar, block.lanes // 2)
 
     def codegen(context, builder, sig, args):
