@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 from guard import ENDS, Guarded
 from test_kernels import DTYPES, STATES, call, close, lanes, random, record
 from test_plan import divided, fresh, races
+from test_tensor_parallel import in_turns
 
 import fastnn
 from fastnn import data, training
-from fastnn.cpu import blocking, division, executable, loader, spmm, trial, zeros
+from fastnn.cpu import blocking, division, loader, spmm, trial, zeros
 from fastnn.cpu.immediate import KERNEL
 from fastnn.cpu.memory import address
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
@@ -414,16 +416,15 @@ def test_images_of_bytes(threads, monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "momentum"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", fastnn.optimizers.RMSprop(momentum=0.9)], ids=str)
 @pytest.mark.parametrize("single", [False, True])
 def test_weights_at_rest_move_when_their_state_is_set(single, optimizer, threads, monkeypatch):
     """The next run, or step, does not go by what the last one found; AdamW's weights decay, and never rest."""
     x = sparse((96, 100), "float32", 0.2)
     y = np.random.default_rng(1).integers(0, 5, 96)
-    rule = fastnn.optimizers.SGD(0.01, momentum=0.9) if optimizer == "momentum" else optimizer
 
     def run():
-        model = build(100, 128, optimizer=rule, threads=threads)
+        model = build(100, 128, optimizer=copy.copy(optimizer), threads=threads)
         for state in (0.0, 0.5):
             for each in model.network.state:
                 each[:] += state
@@ -441,14 +442,6 @@ def test_weights_at_rest_move_when_their_state_is_set(single, optimizer, threads
         np.testing.assert_array_equal(have, expected)
 
 
-def in_turns(monkeypatch):
-    """Have one thread and two do every other step, as `trial` does after some milliseconds."""
-    monkeypatch.setattr(executable, "TOGETHER", 1 << 60)
-    for length in ("SLICE", "SOON", "PERIOD", "LOOK"):
-        monkeypatch.setattr(trial, length, 1e-9)
-    monkeypatch.setattr(trial, "NEW", 1)
-
-
 def with_rests(batches, rows, inputs, dtype):
     """Samples in whose batches some inputs are 0 for a while."""
     rng = np.random.default_rng(0)
@@ -461,21 +454,22 @@ def with_rests(batches, rows, inputs, dtype):
 @pytest.mark.parametrize("hidden", [(), (64,)])  # threads share tiles or own inputs, or else units of the first layer
 def test_weights_at_rest_in_turns(hidden, vectors, dtype, monkeypatch):
     """One thread may cut weights into other panels than each of two owners does."""
-    x = with_rests(12, 64, 140, dtype)
+    x = with_rests(12, 64, 200, dtype)
     y = np.random.default_rng(1).integers(0, 5, len(x))
 
     def trained_by(threads):
         layers = [Dense(units, "relu") for units in (vectors * lanes(dtype), *hidden)]
-        model = fastnn.Sequential([Input((140,)), *layers, Dense(5)], dtype=dtype, seed=4, n_threads=threads)
+        model = fastnn.Sequential([Input((200,)), *layers, Dense(5)], dtype=dtype, seed=4, n_threads=threads)
         model.compile("adam", fastnn.losses.SparseCategoricalCrossentropy(from_logits=True))
         assert "spmm.update" in kernels(model, x, 64)
         model.fit(x, y, batch_size=64, epochs=2, shuffle=False, verbose=0)
         return model.get_weights()
 
     expected = trained_by(1)
-    in_turns(monkeypatch)
+    ways = in_turns(monkeypatch)
     for have, want in zip(trained_by(2), expected, strict=True):
         np.testing.assert_array_equal(have, want)
+    assert min(ways.count(trial.TEAM), ways.count(trial.ONE)) > 3
 
 
 def test_weights_at_rest_in_a_short_batch():

@@ -423,15 +423,20 @@ def test_other_modes_own_nothing():
 def test_one_thread_in_turns_with_two(name, monkeypatch):
     """As `trial` alternates them: what one leaves in the arena, the other does not read."""
     alone = trained(name)
-    monkeypatch.setattr(executable, "TOGETHER", 1 << 60)
-    for length in ("SLICE", "SOON", "PERIOD", "LOOK"):
-        monkeypatch.setattr(trial, length, 1e-9)  # slices of a step
-    monkeypatch.setattr(trial, "NEW", 1)
-    ways = []
-    monkeypatch.setattr(executable.Executable, "_slice", noted(executable.Executable._slice, ways))
+    ways = in_turns(monkeypatch)
     for a, b in zip(alone, trained(name, threads=2), strict=True):
         assert np.array_equal(a, b)
     assert min(ways.count(trial.TEAM), ways.count(trial.ONE)) > 3
+
+
+def in_turns(monkeypatch):
+    """Have a team and one thread do every other step; returns a list, to which each slice adds its way."""
+    turns, ways = itertools.cycle((trial.TEAM, trial.ONE)), []
+    monkeypatch.setattr(executable, "TOGETHER", 1 << 60)
+    monkeypatch.setattr(trial.Trial, "_choose", lambda self: (next(turns), 1e-9))  # of a step
+    monkeypatch.setattr(trial, "NEW", 1)
+    monkeypatch.setattr(executable.Executable, "_slice", noted(executable.Executable._slice, ways))
+    return ways
 
 
 def noted(original, ways):
