@@ -197,6 +197,11 @@ def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int, *, turn
     return {"panels": together, "rows": rows, "block": min(block, rows), "turned": int(turned)}
 
 
+def has_whole_panels(n: int, dtype: str) -> bool:
+    """Whether n columns are whole panels of `fastnn.cpu.spmm`, `WIDE` vectors wide or half of that."""
+    return n % (WIDE // 2 * CPU.lanes(dtype)) == 0
+
+
 def resting(parameters: int, dtype: str) -> int:
     """Bytes in which a run remembers which pieces of rows of so many parameters are at rest (`fastnn.cpu.spmm`).
 

@@ -30,8 +30,7 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         updates = op.epilogue is not None and op.epilogue.record is UPDATE
         parted = op.kernel == zeros.UPDATING and n > blocking.WIDE * blocking.CPU.lanes(dtype)
         touched = int(updates and not turned and (threads > 1 or parted))
-        panels_are_whole = n % (blocking.WIDE // 2 * blocking.CPU.lanes(dtype)) == 0
-        finish = _finish(op, dtype) if panels_are_whole and not turned else EPILOGUE
+        finish = _finish(op, dtype) if blocking.has_whole_panels(n, dtype) and not turned else EPILOGUE
         rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
         blocks = blocking.sparse(rows, n, k, dtype, op.number("a_col"), sharing, turned=turned)
         return {"touched": touched, "by_rows": by_rows, "finish": finish, **blocks}

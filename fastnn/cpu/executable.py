@@ -174,8 +174,8 @@ class Executable:
         self._keep = dict(buffers)
         bases = {name: address(array) for name, array in buffers.items()}
         bases |= {"arena": address(self.arena), "apart": address(self.apart), "totals": address(self.totals)}
-        parameters = buffers["params"].size if "params" in buffers else 0
-        self._resting: np.ndarray = np.zeros(blocking.resting(parameters, dtype), np.uint8)
+        self._rests = any("resting" in op.fields for each in programs for op in each.ops)
+        self._resting = np.zeros(blocking.resting(buffers["params"].size, dtype) if self._rests else 0, np.uint8)
         bases["resting"] = address(self._resting)
         wanted = [*(kernel for each in programs for kernel in _kernels(each, dtype)), ENGINE]
         cold.load([*wanted, *HELPERS] if tried else wanted)
@@ -264,7 +264,8 @@ class Executable:
         record["origin"], record["seed"] = origin, seed
         record["rate"] = 0 if rate is None else address(rate) - rate.strides[0] * first
         self._flags[8] = 0
-        self._resting[:] = 0  # the state may have been set since the last run
+        if self._rests:
+            self._resting[:] = 0  # the state may have been set since the last run
         self.progress[0] = first
         if self.threads == 1:
             team.run_alone(self._alone, first, stop, watch)
@@ -297,7 +298,8 @@ class Executable:
         for i in (0, WORDS):
             words[i + SHORT_STEP], words[i + RATE], words[i + ORIGIN], words[i + SEED] = -1, where, origin, seed
         self._flags[:] = 0
-        self._resting[:] = 0
+        if self._rests:
+            self._resting[:] = 0
         if self.threads == 1 or self._single_alone:
             self._alone(0, 1)
             return

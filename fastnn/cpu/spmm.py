@@ -244,7 +244,7 @@ def is_at_rest(op, word, at, count):
     """
     known = offset(op.resting, (op.first + at) // (WIDE // 2 * lanes(op.a)))
     if word != 0:
-        if known[0] != USED:
+        if known[0] != USED:  # a store for nothing would take the line from other threads, whose bytes are in it, too
             known[0] = USED
         return False
     if known[0] == UNKNOWN:

@@ -28,9 +28,9 @@ def _in_registers(op: Op, dtype: str) -> bool:
     The sums of many samples are kept in the caches, since the factor that they read is in the first one a block at a
     time.
     """
-    whole = op.number("n") % (blocking.WIDE // 2 * blocking.CPU.lanes(dtype)) == 0
-    updates = op.epilogue is not None and op.epilogue.record is UPDATE
-    return updates and whole and op.number("k") <= blocking.WORD
+    if op.epilogue is None or op.epilogue.record is not UPDATE:
+        return False
+    return op.number("k") <= blocking.WORD and blocking.has_whole_panels(op.number("n"), dtype)
 
 
 def _choose(op: Op, dtype: str) -> None:
