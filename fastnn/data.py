@@ -1,11 +1,11 @@
 """What users pass in: validated, and described for a plan, before any work is done.
 
 Arrays are read where they are: float32, float64 and uint8 in any strides; other numbers are converted once.  That goes
-for files mapped to memory, too: what is checked is checked a piece at a time, and nothing as large as the data is made.
+for files mapped to memory, too: nothing as large as the data is made to check it.
 """
 
+import math
 import mmap
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -75,11 +75,22 @@ def density(matrix: np.ndarray) -> float:
     return np.count_nonzero(rows) / rows.size
 
 
-def pieces(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The array in pieces of about a megabyte, each with its first index: checks of all elements need temporaries."""
-    rows = max(1, len(array) * (1 << 20) // max(array.nbytes, 1))
+def _extremes(array: np.ndarray) -> tuple[float, float]:
+    """The lowest and the highest element; NaN if one is, 0 if there are none.  Without temporaries."""
+    if array.size == 0:
+        return 0, 0
+    return np.minimum.reduce(array, axis=None).item(), np.maximum.reduce(array, axis=None).item()
+
+
+def _not_finite(array: np.ndarray) -> tuple[int, ...]:
+    """Where the first NaN or infinity is; looked for in pieces of about a megabyte, since that needs temporaries."""
+    rows = max(1, len(array) * (1 << 20) // array.nbytes)
     for first in range(0, len(array), rows):
-        yield first, array[first : first + rows]
+        found = np.argwhere(~np.isfinite(array[first : first + rows]))
+        if len(found):
+            row, *rest = (int(i) for i in found[0])
+            return first + row, *rest
+    raise AssertionError("all elements are finite")
 
 
 def samples(x: object, input_shape: tuple[int, ...] | None, name: str = "x") -> np.ndarray:
@@ -110,25 +121,24 @@ def targets(y: object, loss: Loss, units: int, n: int, dtype: str) -> np.ndarray
     array = as_numbers(y, "y")
     if array.ndim == 0 or len(array) != n:
         raise ValueError(f"y must have one entry for each of the {n} samples of x, got shape {array.shape}")
-    if array.dtype.kind == "f":
-        for first, piece in pieces(array):
-            if not np.isfinite(piece).all():
-                row, *rest = (int(i) for i in np.argwhere(~np.isfinite(piece))[0])
-                where = (first + row, *rest)
-                raise ValueError(f"y holds {array[where]} at {where}: targets must be finite")
-    return _labels(array, loss, units) if loss.labels else _values(array, loss, units, dtype)
+    bounds = _extremes(array)
+    if not all(map(math.isfinite, bounds)):
+        where = _not_finite(array)
+        raise ValueError(f"y holds {array[where]} at {where}: targets must be finite")
+    return _labels(array, loss, units, bounds) if loss.labels else _values(array, loss, units, dtype, bounds)
 
 
 def are_targets(y: np.ndarray, loss: Loss, units: int) -> bool:
     """Whether `targets` would return the array as it is, given that it did so for one of this shape and dtype."""
     if loss.labels:
         return int(np.maximum.reduce(y.view(np.uint64))) < units  # negative numbers become large ones
+    low, high = _extremes(y)
     if loss.activation is not None:
-        return bool(np.minimum.reduce(y, axis=None) >= 0 and np.maximum.reduce(y, axis=None) <= 1)  # NaN is neither
-    return y.dtype.kind != "f" or bool(np.isfinite(y).all())
+        return low >= 0 and high <= 1  # NaN is neither
+    return math.isfinite(low) and math.isfinite(high)
 
 
-def _labels(array: np.ndarray, loss: Loss, units: int) -> np.ndarray:
+def _labels(array: np.ndarray, loss: Loss, units: int, bounds: tuple[float, float]) -> np.ndarray:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -137,7 +147,7 @@ def _labels(array: np.ndarray, loss: Loss, units: int) -> np.ndarray:
     labels = np.ascontiguousarray(array, dtype=np.int64)
     if array.dtype.kind == "f" and (labels != array).any():
         raise ValueError(f"y must hold whole class numbers for {loss.name}, got {array[labels != array][0]}")
-    low, high = int(np.minimum.reduce(labels)), int(np.maximum.reduce(labels))
+    low, high = map(int, bounds)
     if low < 0 or high >= units:
         raise ValueError(
             f"y must hold class numbers from 0 to {units - 1} (the last layer has {units} units), got {low} to {high}"
@@ -145,7 +155,7 @@ def _labels(array: np.ndarray, loss: Loss, units: int) -> np.ndarray:
     return labels
 
 
-def _values(array: np.ndarray, loss: Loss, units: int, dtype: str) -> np.ndarray:
+def _values(array: np.ndarray, loss: Loss, units: int, dtype: str, bounds: tuple[float, float]) -> np.ndarray:
     if array.ndim == 1 and units == 1:
         array = array[:, np.newaxis]
     if array.shape[1:] != (units,):
@@ -154,7 +164,7 @@ def _values(array: np.ndarray, loss: Loss, units: int, dtype: str) -> np.ndarray
             hint = "; for class numbers use sparse_categorical_crossentropy"
         raise ValueError(f"y must have shape (n, {units}) for {loss.name}, got {array.shape}{hint}")
     if loss.activation is not None:
-        low, high = array.min(), array.max()
+        low, high = bounds
         if low < 0 or high > 1:
             raise ValueError(f"y must lie between 0 and 1 for {loss.name}, got values from {low} to {high}")
     return readable(array, dtype)

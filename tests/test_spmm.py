@@ -51,14 +51,16 @@ def product(a, b, dtype, threads, end, *, transposed, packed=False, by_rows=Fals
     m, k = a.shape[::-1] if transposed else a.shape
     n = b.shape[1]
     strides = (1, rows.shape[1]) if transposed else (rows.shape[1], 1)
-    cut = blocking.sparse(-(-m // threads) if by_rows else m, n, k, dtype, strides[1], 1 if by_rows else threads)
+    of_b = (1, k) if packed else (n, 1)
+    rows_of_c, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
+    cut = blocking.sparse(rows_of_c, n, k, dtype, strides[1], *of_b, sharing)
     stride = blocking.sparse_scratch(k, dtype, cut)
     c = Guarded(np.full((m, n), 7, dtype), end)
     held = [Guarded(rows, end), Guarded(b.T if packed else b, end), Guarded(np.zeros(threads * stride, dtype), end)]
     where = {"c": c.array, "c_row": n, "c_col": 1}
     epilogue = record(FORWARD, kernel=loader.address("activations.linear_forward", dtype), **where)
     fields = {**cut, "m": m, "n": n, "k": k, "a": held[0].array, "a_row": strides[0], "a_col": strides[1]}
-    fields |= {"b": held[1].array, "b_row": 1 if packed else n, "b_col": k if packed else 1}
+    fields |= {"b": held[1].array, "b_row": of_b[0], "b_col": of_b[1]}
     claims = np.zeros(threads * blocking.LINE, np.int64)  # with some threads, which claim tasks then
     claimed = threads > 1 and not by_rows
     fields |= {"scratch": held[2].array, "scratch_stride": stride, "claims": claims if claimed else 0}
@@ -91,6 +93,31 @@ def test_a_ragged_block_of_b_for_many_rows():
     np.testing.assert_allclose(found, a.T.astype(float) @ b.astype(float), **close("float32", 400))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_blocks_are_copied_for_many(transposed, dtype):
+    """Of B where its rows lie on as many pages, of A where its rows are not contiguous."""
+    n = blocking.PAGE // blocking.SIZES[dtype]
+    for rows, k in ((150, 70), (64, 65), (301, 200)):
+        a = sparse((k, rows) if transposed else (rows, k), dtype, 0.3, seed=k)
+        cut = blocking.sparse(rows, n, k, dtype, k if transposed else 1, n, 1, 1)
+        assert (cut["pack"], cut["copy"]) == (1, int(transposed))
+        b = random((k, n), dtype, 2)
+        wide = (a.T if transposed else a).astype(float) @ b.astype(float)
+        for threads, end in itertools.product((1, 2), ENDS):
+            found = product(a, b, dtype, threads, end, transposed=transposed)
+            np.testing.assert_allclose(found, wide, **close(dtype, 400))
+
+
+def test_what_is_copied_has_bounds():
+    """Of large batches it is few rows at a time."""
+    for k in (65, 128, 1024, 8192, 100_000):
+        cut = blocking.sparse(2048, 2048, k, "float32", 2048, 2048, 1, 2)
+        assert 64 <= cut["rows"] <= 256
+        assert cut["rows"] * k * 4 <= max(blocking.COPY * 1.2, 72 * k * 4)
+        assert 2048 <= -(-2048 // cut["rows"]) * cut["rows"] < 2048 + 2 * 256
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_part_of_the_batch_belongs_to_half_of_the_threads(transposed):
     """Others have not seen that its operands are ready."""
@@ -102,7 +129,7 @@ def test_a_part_of_the_batch_belongs_to_half_of_the_threads(transposed):
         FORWARD, kernel=loader.address("activations.linear_forward", "float32"), c=c, c_row=8 * w, c_col=1
     )
     strides = (1, rows.shape[1]) if transposed else (rows.shape[1], 1)
-    cut = blocking.sparse(40, 8 * w, 40, "float32", strides[1], 4)
+    cut = blocking.sparse(40, 8 * w, 40, "float32", strides[1], 8 * w, 1, 4)
     stride = blocking.sparse_scratch(40, "float32", cut)
     fields = {**cut, "m": 40, "n": 8 * w, "k": 40, "a": rows, "a_row": strides[0], "a_col": strides[1], "part": 2}
     fields |= {"b": b, "b_row": 8 * w, "b_col": 1, "scratch": np.zeros(4 * stride, "f4"), "scratch_stride": stride}
@@ -137,7 +164,7 @@ def test_what_lies_behind_a_row_is_not_multiplied(dtype):
     a, b = sparse((20, 2 * w), dtype, 0.9), random((w + 1, 8 * w), dtype, 2)
     held = address(epilogue := record(FORWARD, kernel=loader.address("activations.linear_forward", dtype)))
     c = np.zeros((20, 8 * w), dtype)
-    cut = blocking.sparse(20, 8 * w, w + 1, dtype, 1, 1)
+    cut = blocking.sparse(20, 8 * w, w + 1, dtype, 1, 8 * w, 1, 1)
     scratch = np.zeros(blocking.sparse_scratch(w + 1, dtype, cut), dtype)
     epilogue["c"], epilogue["c_row"], epilogue["c_col"] = address(c), 8 * w, 1
     fields = {**cut, "m": 20, "n": 8 * w, "k": w + 1, "a": a, "a_row": 2 * w, "a_col": 1, "b": b, "b_row": 8 * w}
@@ -188,7 +215,7 @@ def updated(name, optimizer, x, d, before, dtype, threads, end, **more):
         constants = {"momentum": 0.9, "decay_1": 0.1, "decay_2": 0.001, "epsilon": 1e-7}
         updates.append(record(UPDATE, kernel=kernel, p_row=units, **constants, **places))
     a = Guarded(padded(x, dtype), end).array
-    cut = blocking.sparse(inputs, units, rows, dtype, a.shape[1], threads)
+    cut = blocking.sparse(inputs, units, rows, dtype, a.shape[1], units, 1, threads)
     stride = blocking.sparse_scratch(rows, dtype, cut)
     scratch = Guarded(np.zeros(threads * stride, dtype), end).array
     fields = {**cut, "m": inputs, "n": units, "k": rows, "a": a, "a_row": 1, "a_col": a.shape[1]}
@@ -265,7 +292,7 @@ def test_turned(threads, end, dtype):
         new_weights, new_bias = Guarded(weights, end).array, Guarded(bias, end).array
         kernel = loader.address("optimizers.sgd", dtype)
         updates = [record(UPDATE, kernel=kernel, p=p, p_row=units) for p in (new_weights, new_bias)]
-        cut = blocking.sparse(units, inputs, rows, dtype, units, threads, turned=True)
+        cut = blocking.sparse(units, inputs, rows, dtype, units, inputs, 1, threads, turned=True)
         stride = blocking.sparse_scratch(rows, dtype, cut)
         scratch = Guarded(np.zeros(threads * stride, dtype), end).array
         fields = {**cut, "m": units, "n": inputs, "k": rows, "a": Guarded(d, end).array, "a_row": 1, "a_col": units}
@@ -290,7 +317,7 @@ def way_taken(a, most, dtype="float32", *, transposed=False, by_rows=False, thre
     linear = loader.address("activations.linear_forward", dtype)
     ends = [record(FORWARD, kernel=linear, c=c, c_row=n, c_col=1) for c in (left_out, all_of_them)]
     rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
-    cut = blocking.sparse(rows, n, k, dtype, strides[1], sharing)
+    cut = blocking.sparse(rows, n, k, dtype, strides[1], n, 1, sharing)
     stride = max(blocking.sparse_scratch(k, dtype, cut), 64 * k)
     fields = {"m": m, "n": n, "k": k, "a": a, "a_row": strides[0], "a_col": strides[1], "b": b, "b_row": n, "b_col": 1}
     fields |= {"scratch": np.zeros(threads * stride, dtype), "scratch_stride": stride, "by_rows": by_rows}
@@ -454,12 +481,13 @@ def with_rests(batches, rows, inputs, dtype):
 @pytest.mark.parametrize("hidden", [(), (64,)])  # threads share tiles or own inputs, or else units of the first layer
 def test_weights_at_rest_in_turns(hidden, vectors, dtype, monkeypatch):
     """One thread may cut weights into other panels than each of two owners does."""
-    x = with_rests(12, 64, 200, dtype)
+    # Enough inputs that zeros are looked for in a layer four short vectors wide.
+    x = with_rests(12, 64, 600, dtype)
     y = np.random.default_rng(1).integers(0, 5, len(x))
 
     def trained_by(threads):
         layers = [Dense(units, "relu") for units in (vectors * lanes(dtype), *hidden)]
-        model = fastnn.Sequential([Input((200,)), *layers, Dense(5)], dtype=dtype, seed=4, n_threads=threads)
+        model = fastnn.Sequential([Input((600,)), *layers, Dense(5)], dtype=dtype, seed=4, n_threads=threads)
         model.compile("adam", fastnn.losses.SparseCategoricalCrossentropy(from_logits=True))
         assert "spmm.update" in kernels(model, x, 64)
         model.fit(x, y, batch_size=64, epochs=2, shuffle=False, verbose=0)
@@ -734,7 +762,7 @@ def test_samples_of_nothing_but_zeros_tell_nothing():
     assert not sparse_products(build(), np.zeros((64, 100), "f4"))
 
 
-@pytest.mark.parametrize(("units", "rows", "used"), [(256, 16, True), (256, 1, False), (30, 120, False)])
+@pytest.mark.parametrize(("units", "rows", "used"), [(256, 16, True), (256, 1, False), (12, 120, False)])
 def test_flops_are_those_of_what_is_computed(units, rows, used):
     """They say how many threads are worth it; a product counts for less only if it leaves zeros out."""
     x = sparse((64, 784), "float32", 0.2)

@@ -14,7 +14,7 @@ from test_plan import lower, races
 import fastnn
 from fastnn import costs, records, training
 from fastnn.batches import Family
-from fastnn.cpu import division, executable, tensor_parallel, trial
+from fastnn.cpu import blocking, division, executable, tensor_parallel, trial
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.plan import Lowering
 
@@ -215,8 +215,10 @@ def test_what_threads_write_is_their_own(name):
     These are written in whole vectors.
     """
 
+    w = blocking.CPU.lanes("float32")
+
     def parameters(buffer, index):
-        return {(buffer, i + k) for i in index.tolist() for k in range(16 if i % 16 == 0 else 1)}
+        return {(buffer, i + k) for i in index.tolist() for k in range(w if i % w == 0 else 1)}
 
     program = step(name)
     wrote = []

@@ -64,6 +64,8 @@ TILES = 6144 // (MR * NV * CPU.simd_bits // 8)
 # many where a row, or the rest of one, is not wider.
 WIDE = 8
 WORD = 64  # steps of k that share a word there; 64 rows of B, WIDE vectors wide, are 32 KiB with AVX-512
+PAGE = 4096
+COPY = 1 << 20  # bytes of A that are copied there
 SIZES = {"float32": 4, "float64": 8}
 
 
@@ -170,36 +172,64 @@ def whole(m: int, n: int, k: int, dtype: str, threads: int) -> dict[str, int]:
     return {"kc": k, "panels": 1, "rows": rows, "kept": 0, "partial": TILES * MR, "copy": 0}
 
 
-def sparse(m: int, n: int, k: int, dtype: str, a_col: int, threads: int, *, turned: bool = False) -> dict[str, int]:
+def sparse(
+    m: int,
+    n: int,
+    k: int,
+    dtype: str,
+    a_col: int,
+    b_row: int,
+    b_col: int,
+    threads: int,
+    *,
+    turned: bool = False,
+) -> dict[str, int]:
     """As `blocks`, for `fastnn.cpu.spmm`; panels are `WIDE` vectors wide.
 
     Where A's rows are contiguous (forward, input gradient), tasks are columns as far as these can be shared evenly, so
     that a thread reads a part of B only, and rows of these.  Else (weight gradient) they are rows of C, so that a
     thread needs its columns of the batch, and what it updates lies in one piece: 784-256-10, batch 128, two threads:
     128 us a step; 142 by columns.  For the same reason they are columns where C is `turned`.
+
+    A block of B whose rows lie on as many pages is copied if many rows use it, since a CPU finds no more than 64 pages
+    at once; and a block of A whose rows are not contiguous, if many panels do.
     """
-    lanes = CPU.lanes(dtype)
+    lanes, size = CPU.lanes(dtype), SIZES[dtype]
     panels = -(-n // (WIDE * lanes))
     # Panels of a task, four at most, share the words that tell what is not 0.  Many rows, whose sums the second-level
     # cache keeps, use a block of B while it is in the first one.
-    together, block = min(panels, 4), 256
+    together, block, copy = min(panels, 4), 256, 0
+    tasks = 4 * threads if threads > 1 and m * n * k > LONG else 1  # at least: one core may be slower than another
     if a_col == 1 or turned:
         columns = math.gcd(panels, threads)
         together = next(e for e in (4, 3, 2, 1) if panels // columns % e == 0)
         least = lanes if turned else 1
-        rows = min(-(-m // (threads // columns * least)) * least, block) or least
+        share = max(96, -(-m // -(-tasks * together // panels)))
+        rows = min(-(-m // (threads // columns * least)) * least, -(-share // least) * least, block) or least
         if turned and k <= WORD:
             block = 2 * lanes
     else:
         rows = -(-m // (threads * lanes)) * lanes or lanes
         if k <= WORD:
             block = 8  # there is one block of B: sums stay in the first-level cache, with what is updated by them
-    return {"panels": together, "rows": rows, "block": min(block, rows), "turned": int(turned)}
+        elif panels > 2:
+            copy, together = 1, panels
+            most = max(64, min(block, COPY // (k * size), max(96, -(-m // tasks))))
+            rows = -(-m // (threads * -(-m // (threads * most)) * lanes)) * lanes
+    block = min(block, rows)
+    pack = int(b_col != 1 or (b_row * size >= PAGE and block >= 64))
+    return {"panels": together, "rows": rows, "block": block, "pack": pack, "copy": copy, "turned": int(turned)}
+
+
+def in_panels(n: int, dtype: str) -> int:
+    """How many columns `fastnn.cpu.spmm` computes for n: panels `WIDE` vectors wide, the last perhaps a half."""
+    half = WIDE // 2 * CPU.lanes(dtype)
+    return -(-n // half) * half
 
 
 def has_whole_panels(n: int, dtype: str) -> bool:
     """Whether n columns are whole panels of `fastnn.cpu.spmm`, `WIDE` vectors wide or half of that."""
-    return n % (WIDE // 2 * CPU.lanes(dtype)) == 0
+    return n == in_panels(n, dtype)
 
 
 def resting(parameters: int, dtype: str) -> int:
@@ -216,6 +246,7 @@ def sparse_scratch(k: int, dtype: str, cut: dict[str, int]) -> int:
     """
     lanes = CPU.lanes(dtype)
     out = cut["turned"] * lanes * max(2 * WIDE * lanes, cut["block"])
+    out += cut["copy"] * -(-cut["rows"] // lanes) * lanes * -(-k // WORD) * WORD
     words = cut["rows"] * -(-k // WORD) * 8 // SIZES[dtype]
     return -(-((WORD + cut["block"]) * WIDE * lanes + out + words) // 64) * 64
 

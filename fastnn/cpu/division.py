@@ -18,6 +18,7 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     """How a product is divided into blocks and tasks."""
     m, n, k = op.number("m"), op.number("n"), op.number("k")
     by_rows = int(op.by_rows and op.batch == "m")
+    strides = op.number("a_row"), op.number("a_col"), op.number("b_row"), op.number("b_col")
     if op.kernel in ("small.fused", "small.slim"):
         finish = _finish(op, dtype)
         # Stores from registers need not be hidden: the next tile is computed while they wait.
@@ -32,9 +33,8 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         touched = int(updates and not turned and (threads > 1 or parted))
         finish = _finish(op, dtype) if blocking.has_whole_panels(n, dtype) and not turned else EPILOGUE
         rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
-        blocks = blocking.sparse(rows, n, k, dtype, op.number("a_col"), sharing, turned=turned)
+        blocks = blocking.sparse(rows, n, k, dtype, *strides[1:], sharing, turned=turned)
         return {"touched": touched, "by_rows": by_rows, "finish": finish, **blocks}
-    strides = op.number("a_row"), op.number("a_col"), op.number("b_row"), op.number("b_col")
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
     return {"by_rows": 1, **blocking.blocks(-(-m // threads), n, k, dtype, *strides, 1)}

@@ -43,6 +43,7 @@ from fastnn.cpu.simd import (
     store_words,
     trailing_zeros,
     transpose_block,
+    transpose_corner,
     zero_words,
     zeros_tile,
 )
@@ -76,15 +77,18 @@ def is_sparse(op, low, high):
 
 
 @device
-def mark_rows(a, a_row, rows, k, words):
-    """The words of rows that are contiguous, padded to whole vectors."""
+def mark_rows(a, a_row, a_step, rows, k, words):
+    """The words of rows that are padded to whole vectors, and contiguous: for all of k, or for `WORD` steps of it.
+
+    `a_step`: how far the next step of k is from one such piece to another.
+    """
     w = lanes(a)
     for r in range(rows):
         for p in range(0, k, WORD):
             depth = min(WORD, k - p)
             word = 0
             for q in range(0, depth, w):
-                word |= nonzero_lanes(load(a, r * a_row + p + q)) << q
+                word |= nonzero_lanes(load(a, r * a_row + p * a_step + q)) << q
             if depth < WORD:
                 word &= (1 << depth) - 1
             words[p // WORD * rows + r] = word
@@ -106,6 +110,20 @@ def mark_columns(a, a_col, rows, k, words):
             store_words(words, p // WORD * rows + r, found)
 
 
+@device
+def turn_columns(a, a_col, rows, k, out):
+    """Copy rows whose elements are `a_col` apart, `WORD` steps of k after the other, so that each is in one piece."""
+    w = lanes(a)
+    for p in range(0, k, WORD):
+        for r in range(0, rows, w):
+            for q in range(p, min(p + WORD, k), w):
+                source, target = offset(a, q * a_col + r), offset(out, p * rows + r * WORD + q - p)
+                if q + w <= k and r + w <= rows:
+                    transpose_block(source, a_col, target, WORD)
+                else:
+                    transpose_corner(source, a_col, min(w, k - q), min(w, rows - r), target, WORD)
+
+
 def make_rows(vectors):
     """Steps p to p + `WORD` of k for some rows from `top` on, `vectors` vectors wide from column j on; `tiles` holds
     the sums before and after.
@@ -113,10 +131,9 @@ def make_rows(vectors):
     finished = make_finish(vectors)
 
     @device
-    def rows(op, a, b, b_row, words, top, count, j, p, tiles):
+    def rows(op, a, a_row, a_col, b, b_row, words, top, count, j, p, tiles):
         # a, b: the first elements that are multiplied
         width = vectors * lanes(a)
-        a_row, a_col = op.a_row, op.a_col
         first, last = p == 0, p + WORD >= op.k
         output, updated = as_forward(op.epilogue, op), as_update(op.epilogue, op)
         finish, fetched = EPILOGUE, False
@@ -171,23 +188,26 @@ def turn(op, run, step, tile, width, top, rows, j, cols, out):
 
 
 @device
-def panel(op, run, step, a, words, top, rows, j, width, tiles, packed):
-    """`rows` rows of C from `top` on, and `width` columns from j on, of which some may not exist."""
+def panel(op, run, step, a, a_row, a_col, a_step, words, top, rows, j, width, tiles, packed):
+    """`rows` rows of C from `top` on, and `width` columns from j on, of which some may not exist.
+
+    Steps of k are `a_col` apart in A, and `a_step` from word to word.
+    """
     k = op.k
     cols = min(width, op.n - j)
     for r in range(0, rows, op.block):
         count = min(op.block, rows - r)
         for p in range(0, k, WORD):
             b, b_row = offset(op.b, j * op.b_col + p * op.b_row), op.b_row
-            if op.b_col != 1 or cols < width:
+            if op.pack or cols < width:
                 if r == 0 or k > WORD:
                     pack_panel(b, b_row, op.b_col, min(WORD, k - p), cols, width, packed)
                 b, b_row = packed, width
-            here, marks = offset(a, r * op.a_row + p * op.a_col), offset(words, p // WORD * rows + r)
+            here, marks = offset(a, r * a_row + p * a_step), offset(words, p // WORD * rows + r)
             if width == WIDE * lanes(a):
-                wide(op, here, b, b_row, marks, top + r, count, j, p, tiles)
+                wide(op, here, a_row, a_col, b, b_row, marks, top + r, count, j, p, tiles)
             else:
-                narrow(op, here, b, b_row, marks, top + r, count, j, p, tiles)
+                narrow(op, here, a_row, a_col, b, b_row, marks, top + r, count, j, p, tiles)
         if op.turned:
             turn(op, run, step, tiles, width, top + r, count, j, cols, offset(packed, WORD * WIDE * lanes(a)))
         elif op.finish == EPILOGUE:
@@ -207,20 +227,24 @@ def sum_panel(op, run, step, tile, j, width, right):
 def some_rows(op, run, step, top, rows, left, right, tiles, words, packed):
     """`rows` rows of C from `top` on, and columns `left` to `right`."""
     w = lanes(op.a)
-    a = offset(op.a, top * op.a_row)
-    if op.a_col == 1:
-        mark_rows(a, op.a_row, rows, op.k, words)
-    else:
-        mark_columns(a, op.a_col, rows, op.k, words)
+    a, a_row, a_col, a_step = offset(op.a, top * op.a_row), op.a_row, op.a_col, op.a_col
     if op.sums and op.turned and left == 0:
         for r in range(0, rows, 2 * w):
-            sum_rows(op, run, step, offset(a, r), op.a_col, tiles, top + r, min(2 * w, rows - r))
+            sum_rows(op, run, step, offset(a, r), a_col, tiles, top + r, min(2 * w, rows - r))
+    if op.copy:
+        copy = offset(tiles, op.block * WIDE * w)
+        turn_columns(a, a_col, rows, op.k, copy)
+        a, a_row, a_col, a_step = copy, WORD, 1, rows
+    if a_col == 1:
+        mark_rows(a, a_row, a_step, rows, op.k, words)
+    else:
+        mark_columns(a, a_col, rows, op.k, words)
     j = left
     while j < right:
         width = (WIDE if right - j > WIDE // 2 * w else WIDE // 2) * w
         if op.sums and not op.turned and top == 0:
             sum_panel(op, run, step, tiles, j, width, right)
-        panel(op, run, step, a, words, top, rows, j, width, tiles, packed)
+        panel(op, run, step, a, a_row, a_col, a_step, words, top, rows, j, width, tiles, packed)
         j += width
 
 
@@ -327,7 +351,8 @@ def make_product(some_rows):
         packed = offset(op.scratch, thread * op.scratch_stride)
         out = op.turned * lanes(op.a) * max(2 * WIDE * lanes(op.a), op.block)
         tiles = offset(packed, WORD * WIDE * lanes(op.a) + out)
-        words = cast(offset(tiles, op.block * WIDE * lanes(op.a)), INT64)
+        copy = op.copy * op.rows * -(-op.k // WORD) * WORD
+        words = cast(offset(tiles, op.block * WIDE * lanes(op.a) + copy), INT64)
         while 0 <= task < last:
             left, top = task // tasks_of_column * columns, low + task % tasks_of_column * op.rows
             right = min(left + columns, op.n)

@@ -8,13 +8,14 @@ from fastnn.records import GEMM, UPDATE
 
 KERNELS = KERNEL, UPDATING = "spmm.spmm", "spmm.update"
 # Elements of 64 in A that are not 0, at most, for a product to leave out the zeros of what relu or dropout have left:
-MOST = 40
+MOST = 44
 PACKED = 48  # where other kernels pack B, too: input gradients
 # Added where a row of C is one short panel, whose sums wait for each other if two could begin a cycle.
 NARROW = 0 if blocking.CPU.halves_vectors else -6
 # Optimizers that leave a weight as it is where its gradient and its state are 0.  (Momentum makes +0 of -0.)
 RESTING = tuple(f"optimizers.{rule}_row" for rule in ("sgd", "adam", "rmsprop", "rmsprop_momentum"))
-TURNED = 34  # of D in C = D' X, which has to be turned: if there are too few zeros in X
+# Of D in C = D' X, which has to be turned: if there are too few zeros in X.
+TURNED = 34 if blocking.CPU.simd_bits == 512 else 30
 
 
 def pays(op: Op, dtype: str) -> bool:
@@ -72,11 +73,17 @@ def offer(op: Op, dtype: str) -> None:
     if op.may_be_sparse and pays(op, dtype):
         narrow = op.number("n") <= blocking.WIDE // 2 * blocking.CPU.lanes(dtype)
         most = (MOST if op.fields["b_col"] == 1 else PACKED) + narrow * NARROW
-        found = replace(op, fields={**fields, "most": most}, sparsely=[])
+        found = replace(op, fields={**fields, "most": _most(most, op, dtype)}, sparsely=[])
         _choose(found, dtype)
         op.sparsely = [found]
     if op.gradient_may_be_sparse and op.fields["a_row"] == 1:
-        fields = {**transposed(fields), "most": TURNED, "turned": 1}
-        turned = replace(op, kernel=KERNEL, fields=fields, sparsely=[])
+        turned = replace(op, kernel=KERNEL, fields={**transposed(fields), "turned": 1}, sparsely=[])
         if pays(turned, dtype):
+            turned.fields["most"] = _most(TURNED, turned, dtype)
             op.sparsely = [*op.sparsely, turned]
+
+
+def _most(most: int, op: Op, dtype: str) -> int:
+    """The limit for a product whose last panel is not full: columns that are not there take as long as others."""
+    columns = op.number("n")
+    return most * columns // blocking.in_panels(columns, dtype)
