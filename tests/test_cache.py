@@ -149,6 +149,33 @@ print(json.dumps([int(t) for t in total(4)] + [kind, int(config.OPT)]))
     assert run(code, tmp_path) == [12, 12, "JITCPUCodegen", 3]
 
 
+def test_the_collector_is_as_it_was(tmp_path):
+    """It waits while kernels are compiled, also where that fails."""
+    code = """
+import gc
+from fastnn.cpu import jit, loader
+
+seen, to_llvm = [], jit.to_llvm
+
+def watched(*arguments):
+    seen.append(gc.isenabled())
+    return to_llvm(*arguments)
+
+jit.to_llvm = watched
+loader.address("rows.total", "float32")
+assert gc.isenabled()
+try:
+    loader.compile_object("rows.nothing", "float32")
+except AttributeError:
+    pass
+assert gc.isenabled()
+gc.disable()
+loader.address("rows.gather_labels", "float32")
+print(json.dumps([gc.isenabled(), *seen]))
+"""
+    assert run(code, tmp_path) == [False, False, False]
+
+
 def test_four_processes_fill_it_at_once(tmp_path):
     code = """
 import fastnn

