@@ -16,6 +16,7 @@ from fastnn.stages import Feed
 DIRECT = {"B": "uint8", "f": "float32", "d": "float64"}
 SAMPLED = 16  # rows in which zeros are counted: 10 us for those of MNIST ...
 COUNTED = 1 << 16  # ... and elements at most, unless a single row has more
+PIECE = 1 << 20  # bytes of targets that are looked at together
 
 
 def as_numbers(value: object, name: str) -> np.ndarray:
@@ -83,10 +84,12 @@ def _extremes(array: np.ndarray) -> tuple[float, float]:
 
 
 def _not_finite(array: np.ndarray) -> tuple[int, ...]:
-    """Where the first NaN or infinity is; looked for in pieces of about a megabyte, since that needs temporaries."""
-    rows = max(1, len(array) * (1 << 20) // array.nbytes)
+    """Where the first element is that is not finite as a float64; looked for in pieces, since it needs temporaries."""
+    rows = max(1, len(array) * PIECE // array.nbytes)
     for first in range(0, len(array), rows):
-        found = np.argwhere(~np.isfinite(array[first : first + rows]))
+        with np.errstate(over="ignore"):
+            piece = array[first : first + rows].astype(np.float64, copy=False)
+        found = np.argwhere(~np.isfinite(piece))
         if len(found):
             row, *rest = (int(i) for i in found[0])
             return first + row, *rest

@@ -150,7 +150,7 @@ print(json.dumps([int(t) for t in total(4)] + [kind, int(config.OPT)]))
 
 
 def test_the_collector_is_as_it_was(tmp_path):
-    """It waits while kernels are compiled, also where that fails."""
+    """It waits while kernels are compiled, also where that fails; not in a child forked meanwhile."""
     code = """
 import gc
 from fastnn.cpu import jit, loader
@@ -169,8 +169,13 @@ try:
 except AttributeError:
     pass
 assert gc.isenabled()
+with loader._without_collection():
+    assert not gc.isenabled()
+    loader._after_fork()
+    assert gc.isenabled()
 gc.disable()
 loader.address("rows.gather_labels", "float32")
+loader._after_fork()
 print(json.dumps([gc.isenabled(), *seen]))
 """
     assert run(code, tmp_path) == [False, False, False]

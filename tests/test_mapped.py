@@ -190,3 +190,13 @@ def test_where_a_target_is_not_finite():
     y[250_000, 2] = np.inf
     with pytest.raises(ValueError, match=r"y holds inf at \(250000, 2\)"):
         build("binary_crossentropy").evaluate(np.zeros((300_000, 6), np.uint8), y)
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.longdouble("1e4000")])
+@pytest.mark.parametrize("loss", ["binary_crossentropy", "sparse_categorical_crossentropy"])
+def test_targets_that_are_not_finite_as_float64(loss, value):
+    """Whatever the dtype they come in; a long double may be beyond it."""
+    y = np.zeros((70,) if loss.startswith("sparse") else (70, 3), np.longdouble)
+    y[69] = value
+    with pytest.raises(ValueError, match=r"y holds .* at \(69(, 0)?,?\): targets must be finite"):
+        build(loss).fit(X, y, verbose=0)

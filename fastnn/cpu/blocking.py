@@ -65,7 +65,7 @@ TILES = 6144 // (MR * NV * CPU.simd_bits // 8)
 WIDE = 8
 WORD = 64  # steps of k that share a word there; 64 rows of B, WIDE vectors wide, are 32 KiB with AVX-512
 PAGE = 4096
-COPY = 1 << 20  # bytes of A that are copied there
+COPY = 1 << 20  # bytes of a copy of A there, unless 64 rows have more
 SIZES = {"float32": 4, "float64": 8}
 
 
@@ -196,16 +196,17 @@ def sparse(
     """
     lanes, size = CPU.lanes(dtype), SIZES[dtype]
     panels = -(-n // (WIDE * lanes))
-    # Panels of a task, four at most, share the words that tell what is not 0.  Many rows, whose sums the second-level
-    # cache keeps, use a block of B while it is in the first one.
+    # Panels of a task share the words that tell what is not 0: four of them, or all that share a copy of A.  Many rows,
+    # whose sums the second-level cache keeps, use a block of B while it is in the first one.
     together, block, copy = min(panels, 4), 256, 0
-    tasks = 4 * threads if threads > 1 and m * n * k > LONG else 1  # at least: one core may be slower than another
+    # One core may be slower than another for a while; but a task has 96 rows.
+    tasks = 4 * threads if threads > 1 and m * n * k > LONG else 1
     if a_col == 1 or turned:
         columns = math.gcd(panels, threads)
         together = next(e for e in (4, 3, 2, 1) if panels // columns % e == 0)
         least = lanes if turned else 1
-        share = max(96, -(-m // -(-tasks * together // panels)))
-        rows = min(-(-m // (threads // columns * least)) * least, -(-share // least) * least, block) or least
+        tall = max(96, -(-m // -(-tasks * together // panels)))
+        rows = min(-(-m // (threads // columns * least)) * least, -(-tall // least) * least, block) or least
         if turned and k <= WORD:
             block = 2 * lanes
     else:
@@ -241,12 +242,12 @@ def resting(parameters: int, dtype: str) -> int:
 
 
 def sparse_scratch(k: int, dtype: str, cut: dict[str, int]) -> int:
-    """Elements one thread needs for that: a block of B, one of C' if it is turned, sums, and a word for each row and
-    `WORD` steps of k.
+    """Elements one thread needs for that: a block of B, one of C' if it is turned, sums, a copy of rows of A if there
+    is one, and a word for each row and `WORD` steps of k.
     """
     lanes = CPU.lanes(dtype)
     out = cut["turned"] * lanes * max(2 * WIDE * lanes, cut["block"])
-    out += cut["copy"] * -(-cut["rows"] // lanes) * lanes * -(-k // WORD) * WORD
+    out += cut["copy"] * cut["rows"] * -(-k // WORD) * WORD
     words = cut["rows"] * -(-k // WORD) * 8 // SIZES[dtype]
     return -(-((WORD + cut["block"]) * WIDE * lanes + out + words) // 64) * 64
 

@@ -4,7 +4,8 @@ Four of five pixels of MNIST's images are 0, nearly all columns of a one-hot enc
 leaves of a hidden layer.  Which elements of A are not is kept as bits, a word for each row and `WORD` steps of k, so
 that the next one is found in two instructions; each is a row of B that is added, times the element, to a row of C in
 registers.  A row of B serves one row of C at a time, so this takes a load for each multiply-add, where tiles take half
-as many: it pays where less than 0.5 to 0.75 of A is not 0, as the product is.
+as many: it pays where less than 0.5 to 0.75 of A is not 0, as the product is.  Blocks of B that lie on many pages are
+copied first, and columns of A turned into rows, if enough of C uses them.
 
 Of inputs the samples tell, once, whether they are mostly 0 (`fastnn.training.MAX_DENSITY`).  What relu or dropout
 leaves changes with every step; so a step looks at some rows (`is_sparse`), and calls the kernel of `op.otherwise` if
