@@ -76,8 +76,9 @@ for entry in pkgutil.iter_modules(package.__path__):
         if kernel.kind == "entry":  # one for all dtypes
             both = False
         for dtype in ("float32", "float64") if both else ("float32",):
-            code = ir(kernel, dtype)
-            data = loader.emit(*code, symbol="exported", cpu=cpu)
+            with loader._without_collection():
+                code = ir(kernel, dtype)
+                data = loader.emit(*code, symbol="exported", cpu=cpu)
             found["objects"][f"{entry.name}.{name}-{dtype}"] = base64.b64encode(data).decode()
             if (entry.name, name) == ("gemm", "gemm"):
                 found["gemm"][dtype] = loader.assembly(*code, symbol="exported", cpu=cpu)
