@@ -19,6 +19,7 @@ from fastnn.cpu.immediate import KERNEL
 from fastnn.cpu.memory import address
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.plan import Lowering
+from fastnn.program import Op
 from fastnn.records import FORWARD, GEMM, RUN, UPDATE
 
 RATE = 0.03
@@ -593,6 +594,16 @@ def holed(name, threads, dtype, optimizer="adam", epochs=2):
     history = model.fit(x, y, batch_size=rows, epochs=epochs, verbose=0)
     scores = model.evaluate(x, y, batch_size=50, verbose=0)
     return [*model.get_weights(), model.predict(x), np.array([history.history["loss"], scores], dtype=object)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_limits_where_a_panel_is_not_full(dtype):
+    """Columns that are not there take as long as others."""
+    half = 4 * lanes(dtype)
+    for columns, expected in ((half, 40), (2 * half, 40), (half + half // 2, 30), (2 * half + half // 2, 33)):
+        op = Op("spmm.spmm", GEMM, {"n": columns})
+        assert zeros._most(40, op, dtype) == expected
+        assert (blocking.in_panels(columns, dtype) == columns) == (expected == 40)
 
 
 def leave_out(monkeypatch, most):
