@@ -340,14 +340,21 @@ def test_an_edited_helper_is_never_served_stale(copy, tmp_path):
     assert run(code, tmp_path, package=copy) == [0, 2, 0, 4]
 
 
-def test_two_processes_divide_what_is_to_be_compiled(monkeypatch):
+def test_processes_divide_what_is_to_be_compiled(monkeypatch):
     monkeypatch.setattr(cold, "SECONDS", {"gemm": 5.0, "losses": 2.0, "optimizers": 1.5})
     monkeypatch.setattr(cold, "OTHERS", 0.5)
     monkeypatch.setattr(cold, "START", 1.0)
     names = ["engine.engine", "gemm.gemm", "losses.mean_squared_error", "optimizers.adam", "small.fused", "rows.total"]
     kernels = [(name, "float32") for name in names]
-    own, others = cold.divide(kernels)
+    own, others = cold.divide(kernels, 2)
     assert [name for name, _ in own] == ["gemm.gemm", "small.fused"]  # 5.5 seconds
     assert [name for name, _ in others] == [names[2], names[3], names[0], names[5]]  # from 1 to 5.5
-    assert cold.divide(kernels[-1:]) == (kernels[-1:], []), "no process is started for one"
-    assert cold.divide([]) == ([], [])
+    shares = [[name for name, _ in share] for share in cold.divide(kernels, 4)]
+    assert shares == [
+        ["gemm.gemm"],
+        [names[2]],
+        [names[3]],
+        [names[0], "small.fused", "rows.total"],
+    ]  # to 5, 3, 2.5, 2.5
+    assert cold.divide(kernels[-1:], 2) == [kernels[-1:]], "no process is started for one"
+    assert cold.divide([], 2) == [[]]

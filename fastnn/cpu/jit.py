@@ -3,25 +3,17 @@
 A kernel is a plain Python function over records (`fastnn.records`), marked with `@kernel(RECORD)` or
 `@epilogue(RECORD)`; what it calls is marked with `@device` and inlined.  Marking compiles nothing: `fastnn.cpu.loader`
 asks `to_llvm` for the code of one kernel and one dtype when that is first needed and not in the cache.
-
-Numba on its own would optimise every function, and again as a part of each of its callers, and generate machine code
-for each although nobody calls them.  Here it types and lowers only, and `fastnn.cpu.loader` optimises what comes out,
-once.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from numba import types
-from numba.core import codegen, typeinfer
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import PassManager
-from numba.core.registry import CPUDispatcher, CPUTarget, cpu_target
-from numba.core.typed_passes import InlineOverloads, NopythonRewrites
-from numba.core.untyped_passes import InlineClosureLikes, InlineInlinables
+from numba.core.target_extension import jit_registry, target_override
+from numba.core.typeinfer import register_dispatcher
 
 from fastnn.cpu.blocking import WIDE
+from fastnn.cpu.frontend import TARGET, Compiler, Dispatcher, Kernels
 from fastnn.cpu.simd import RUN_REF, RecordRef, Vec, vec
 from fastnn.cpu.simd.vectors import llvm_type
 from fastnn.records import Record
@@ -39,61 +31,12 @@ FLAGS = {
 }
 
 
-class _Library(codegen.AOTCodeLibrary):
-    """Intermediate code as Numba's front end wrote it."""
-
-    def _optimize_functions(self, ll_module):
-        ll_module.data_layout = self._codegen._data_layout
-
-    def _optimize_final_module(self):
-        pass
-
-    def get_pointer_to_function(self, name):
-        self._ensure_finalized()
-        return 0  # there is no machine code
-
-
-class _Codegen(codegen.AOTCPUCodegen):
-    _library_class = _Library
-
-    def set_env(self, env_name, env):
-        pass  # Python objects that a function uses: none
-
-
-class _Target(CPUTarget):
-    """Numba's CPU target, with its types and implementations, but for the generation of code."""
-
-    @functools.cached_property
-    def _toplevel_target_context(self):
-        return cpu_target.target_context.subtarget(_internal_codegen=_Codegen("fastnn"), aot_mode=True)
-
-    @functools.cached_property
-    def _toplevel_typing_context(self):
-        return cpu_target.typing_context
-
-
-class _Compiler(CompilerBase):
-    """Numba's pipeline without the passes that find nothing in kernels: closures, array expressions, `inline`."""
-
-    IDLE = (InlineClosureLikes, InlineInlinables, InlineOverloads, NopythonRewrites)
-
-    def define_pipelines(self):
-        manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        lean = PassManager("kernel")
-        for each, description in manager.passes:
-            if each not in self.IDLE:
-                lean.add_pass(each, description)
-        lean.finalize()
-        return [lean]
-
-
-class _Dispatcher(CPUDispatcher):
-    targetdescr = _Target("fastnn")
-
-
-def device(function: Callable) -> _Dispatcher:
+def device(function: Callable) -> Dispatcher:
     """Mark a function that kernels call: it is compiled as a part of them."""
-    return _Dispatcher(function, targetoptions=FLAGS, pipeline_class=_Compiler)
+    return Dispatcher(function, targetoptions=FLAGS, pipeline_class=Compiler)
+
+
+jit_registry[Kernels] = lambda **options: device  # for what Numba has in Python itself
 
 
 @dataclass(frozen=True)
@@ -175,9 +118,8 @@ def to_llvm(kernel: Kernel, dtype: str) -> tuple[str, str, list[str], str]:
     """
     arguments = kernel.arguments(dtype)
     result = types.intp if kernel.kind == "entry" else types.void
-    cpu_target.target_context.refresh()  # Numba's runtime has to be set up by the context that can generate code
     dispatcher = device(kernel.function)
-    with typeinfer.register_dispatcher(dispatcher):
+    with target_override(TARGET), register_dispatcher(dispatcher):
         dispatcher.compile(result(*arguments))
     (compiled,) = dispatcher.overloads.values()
     names = [_name(t) for t in arguments]
