@@ -308,6 +308,32 @@ class Executable:
             assert crew is not None
             crew.lead(self._run_address)
 
+    def repeated(self) -> Callable[[np.ndarray, np.ndarray], None] | None:
+        """A function of x and out that does one full step of prediction, or None where a team may do such a step.
+
+        What `bind` and `step` write for each run is written once, but for two addresses: 9 us become 3 (Zen 3).
+        """
+        if self.threads > 1:
+            return None
+        run, team, flags = np.zeros(1, RUN.dtype), np.zeros(24, np.int64), np.zeros(16, np.int64)
+        run["threads"], run["stop"], run["short_step"] = 1, 1, -1
+        run["team"], run["done"], run["halt"] = address(team), address(flags), address(flags) + 64
+        (table,) = self._tables[:1]
+        run["table"], run["records"] = table.address, table.length
+        words, inputs, outputs = memoryview(table.memory).cast("q"), table.bound["x"], table.bound["out"]
+        enter, where, kept = self._enter, address(run), (run, team, flags)
+
+        def step(x: np.ndarray, out: np.ndarray, kept: object = kept) -> None:
+            at = address(x)
+            for word in inputs:
+                words[word] = at
+            at = address(out)
+            for word in outputs:
+                words[word] = at
+            enter(where, 0)
+
+        return step
+
     def timed(self, steps: int, *, rate: np.ndarray | None = None, origin: int = 0, seed: int = 0) -> np.ndarray:
         """Run full steps and say how long each operation took.
 
