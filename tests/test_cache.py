@@ -113,6 +113,17 @@ def test_first_fit_cold_and_warm(tmp_path):
     assert {path: path.read_bytes() for path in objects(tmp_path)} == files
 
 
+def test_the_front_end_leaves_out_what_kernels_do_not_use(tmp_path):
+    """NumPy's functions are not imported; a function is not compiled for constants again."""
+    code = """
+from fastnn.cpu import jit, optimizers
+names = ["scipy.linalg", "numba.np.linalg", "numba.np.arraymath"]
+code = jit.to_llvm(optimizers.sgd, "float32")[0]
+print(json.dumps([[name for name in names if name in sys.modules], "define" in code, "Literal" in code]))
+"""
+    assert run(code, tmp_path) == [[], True, False]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for Python is a shell script")
 def test_cold_fit_whose_second_process_fails(tmp_path):
     """What it should have compiled is compiled here."""

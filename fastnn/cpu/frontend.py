@@ -2,9 +2,9 @@
 
 Numba on its own would optimise every function, and again as a part of each of its callers, and generate machine code
 for each although nobody calls them.  Here it types and lowers only, and `fastnn.cpu.loader` optimises what comes out,
-once.  Kernels have numbers, addresses, vectors and tuples of them; arrays, lists, strings, NumPy's functions and
-Numba's runtime, for which Numba imports SciPy and tries half a dozen meanings of each ``+``, are left out by a target
-of their own: the same machine code in less time.
+once.  Kernels have numbers, addresses, vectors and tuples of them.  Arrays, lists, strings, NumPy's functions and
+Numba's runtime, for which Numba imports SciPy's linear algebra and tries half a dozen meanings of each ``+``, are left
+out by a target of kernels' own: the same machine code in less time.
 """
 
 import functools
