@@ -307,6 +307,21 @@ PYTHON = Record(  # addresses in Python and NumPy
     release="int",  # PyEval_SaveThread, PyEval_RestoreThread: the interpreter's lock
     acquire="int",
 )
+PREDICTION = Record(  # a builtin function that predicts arrays like one that was predicted before
+    "prediction",
+    python="int",
+    descr="int",  # the dtype of such an array, its lengths, and its strides in bytes
+    rows="int",
+    cols="int",
+    row="int",
+    col="int",
+    shape="int",  # address of the two lengths of an array of outputs
+    size="int",  # bytes of an output
+    inputs="int",  # addresses of the places where records keep the arrays' addresses, 0 behind the last one
+    outputs="int",
+    run="int",
+    engine="int",  # address of the function that does the run
+)
 
 # --- what the threads of one run share --------------------------------------------------------------------------
 

@@ -398,7 +398,9 @@ class Sequential:
                [1., 1.]], dtype=float32)
         """
         if steps is None:
-            known = training.predict_again(self, x, batch_size)
+            known = self._programs.direct(x) if batch_size is None else None
+            if known is None:
+                known = training.predict_again(self, x, batch_size)
             if known is not None:
                 return known
             if type(x) is np.ndarray and not data.is_whole(x):  # the usual case
@@ -407,7 +409,8 @@ class Sequential:
 
     def predict_on_batch(self, x: object) -> np.ndarray:
         """Return the outputs for samples computed as one batch."""
-        return training.predict(self, x, None, whole=True)
+        known = self._programs.direct(x)
+        return training.predict(self, x, None, whole=True) if known is None else known
 
     def train_on_batch(
         self,

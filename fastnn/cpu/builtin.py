@@ -42,18 +42,27 @@ class _MethodDef(ctypes.Structure):
     )
 
 
-_keep: list = []  # definitions and records live as long as the process, as linked code does
+_keep: list = []  # definitions live as long as the process, as linked code does
 
 
 def make(entry: str, own: np.ndarray) -> Callable:
-    """A builtin function that runs the entry "module.function" on its `own` records, or `declining`."""
+    """A builtin function that runs the entry "module.function" on its `own` records, or `declining`.
+
+    The function keeps `own`.
+    """
     if python() == 0:
         return declining
-    definition = _MethodDef(entry.encode(), loader.address(entry, "float64"), METH_FASTCALL, None)
-    _keep.append((definition, own))
     new = ctypes.pythonapi.PyCFunction_NewEx
     new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
-    return new(ctypes.addressof(definition), own, None)
+    return new(_definition(entry), own, None)
+
+
+@functools.cache
+def _definition(entry: str) -> int:
+    """The address of what Python is told of the functions of an entry."""
+    definition = _MethodDef(entry.encode(), loader.address(entry, "float64"), METH_FASTCALL, None)
+    _keep.append(definition)
+    return ctypes.addressof(definition)
 
 
 def declining(*arguments: object) -> None:
