@@ -42,6 +42,7 @@ class Programs:
         self._last: tuple[Any, Any] = (None, None)  # key and executable: to compare a key takes a third of hashing it
         self.calls: dict[Any, Any] = {}  # of `predict`: what `_layout` says of the arguments, and what is left to do
         self.direct: Callable[[object], np.ndarray | None] = _decline  # likewise, for arrays like the last one
+        self.known: tuple[tuple, Any] | None = None  # of `train_on_batch`: the model's state, and what it knows
 
     def clear(self) -> None:
         """Forget all, because the model changed."""
@@ -51,7 +52,7 @@ class Programs:
 
     def _forget_calls(self) -> None:
         self.calls.clear()
-        self.direct = _decline
+        self.direct, self.known = _decline, None
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """The executable for `key`, made if need be."""

@@ -1,0 +1,149 @@
+"""Steps that are called one by one: what is worked out once is used again, as long as nothing has changed."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastnn
+from fastnn import layers
+
+OPTIMIZERS = {
+    "sgd": lambda: fastnn.optimizers.SGD(0.1),
+    "momentum": lambda: fastnn.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+    "rmsprop": lambda: fastnn.optimizers.RMSprop(0.01),
+    "adam": lambda: fastnn.optimizers.Adam(0.01),
+    "adamw": lambda: fastnn.optimizers.AdamW(0.01, weight_decay=0.1),
+}
+RNG = np.random.default_rng(0)
+X = [RNG.standard_normal((n, 5)).astype(np.float32) for n in (8, 8, 3, 8, 1, 8)]
+Y = [RNG.integers(0, 3, len(x)) for x in X]
+
+
+def build(optimizer, dropout=True):
+    hidden = [layers.Dense(7, "relu"), *([layers.Dropout(0.3)] if dropout else [])]
+    model = fastnn.Sequential([layers.Input((5,)), *hidden, layers.Dense(3, "softmax")], seed=1)
+    model.compile(OPTIMIZERS[optimizer](), "sparse_categorical_crossentropy", ["accuracy"])
+    return model
+
+
+def pair(optimizer):
+    return build(optimizer), build(optimizer)
+
+
+def step(fast, slow, x, y, **options):
+    """A step of two equal models, of which one forgets all that it knows of earlier batches."""
+    slow._programs.clear()
+    assert fast.train_on_batch(x, y, **options) == slow.train_on_batch(x, y, **options)
+    for a, b in zip(fast.get_weights(), slow.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_steps_are_those_of_a_model_that_knows_nothing(optimizer):
+    models = pair(optimizer)
+    for _ in range(3):
+        for x, y in zip(X, Y, strict=True):
+            step(*models, x, y)
+    assert models[0]._programs.known[1].programs, "nothing was kept"
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_many_steps(optimizer):
+    """More than step sizes are computed for at once."""
+    fast, slow = pair(optimizer)
+    for _ in range(600):
+        fast.train_on_batch(X[0], Y[0])
+    slow.fit(X[0], Y[0], batch_size=8, epochs=600, shuffle=False, verbose=0)
+    for a, b in zip(fast.get_weights(), slow.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def changes(optimizer):
+    """What a step depends on, and may be changed between two."""
+
+    def settings(**values):
+        def change(model):
+            for name, value in values.items():
+                assert hasattr(model.optimizer, name)
+                setattr(model.optimizer, name, value)
+
+        return change
+
+    found = {
+        "learning rate": settings(learning_rate=0.02),
+        "and back": settings(learning_rate=0.01),
+        "steps done": settings(iterations=1000),
+        "no steps done": settings(iterations=0),
+        "weights": lambda model: model.set_weights([2 * w for w in model.get_weights()]),
+        "fit": lambda model: model.fit(X[1], Y[1], verbose=0),
+        "predict": lambda model: model.predict(X[1]),
+        "metrics": lambda model: setattr(model, "metrics", []),
+        "threads": lambda model: setattr(model, "n_threads", 2),
+        "optimizer": lambda model: setattr(model, "optimizer", OPTIMIZERS[optimizer]()),
+        "compile": lambda model: model.compile(OPTIMIZERS[optimizer](), "sparse_categorical_crossentropy"),
+    }
+    own = {"momentum": {"momentum": 0.5}, "rmsprop": {"rho": 0.5}, "adam": {"beta_1": 0.5, "beta_2": 0.9}}
+    own["adamw"] = {"weight_decay": 0.5}
+    if optimizer in own:
+        found["hyperparameters"] = settings(**own[optimizer])
+    return found
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_changes_are_noticed(optimizer):
+    fast, slow = pair(optimizer)
+    for _ in range(2):
+        step(fast, slow, X[0], Y[0])
+    for change in changes(optimizer).values():
+        change(fast)
+        change(slow)
+        for _ in range(2):
+            step(fast, slow, X[0], Y[0])
+
+
+def test_arguments_are_checked_every_time():
+    model, other = pair("adam")
+    for _ in range(2):
+        step(model, other, X[0], Y[0])
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="class numbers from 0 to 2"):
+        model.train_on_batch(X[0], Y[0] + 3)
+    with pytest.raises(ValueError, match="class numbers from 0 to 2"):
+        model.train_on_batch(X[0], Y[0] - 3)
+    with pytest.raises(ValueError, match=r"one entry for each of the 8 samples"):
+        model.train_on_batch(X[0], Y[0][:3])
+    with pytest.raises(ValueError, match=r"x must have shape \(n, 5\)"):
+        model.train_on_batch(X[0][:, :4], Y[0])
+    with pytest.raises(ValueError, match="missing"):
+        model.train_on_batch(X[0])
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    step(model, other, X[0], Y[0], sample_weight=np.arange(8.0))
+    step(model, other, X[0], Y[0], class_weight={0: 2.0, 1: 0.0})
+    step(model, other, X[0], Y[0])
+    step(model, other, X[0].astype(np.float64), Y[0].astype(np.int8))
+    step(model, other, X[0], Y[0])
+
+
+def test_time():
+    """A process of its own: a model that knows nothing takes three times as long."""
+    code = """
+import time, numpy as np, fastnn
+from fastnn import layers
+model = fastnn.Sequential([layers.Input((4,)), layers.Dense(3, "relu"), layers.Dense(1, "sigmoid")])
+model.compile("adam", "binary_crossentropy")
+x, y = np.ones((8, 4), np.float32), np.ones((8, 1), np.float32)
+def once(known):
+    if not known:
+        model._programs.known = None
+    begin = time.perf_counter()
+    model.train_on_batch(x, y)
+    return time.perf_counter() - begin
+times = [[once(known) for known in (True, False)] for _ in range(3000)]
+known, fresh = np.min(times[100:], axis=0)
+print(fresh / known)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 1.5, done.stdout
