@@ -288,7 +288,12 @@ OPERATIONS = {
         "step",
     ),
     "predict": Operation(
-        "predict one row", {"784-256-10": (MLP,)}, predict_inputs, predict, 5e-6, frozenset({"784-256-10"})
+        "predict one row",
+        {"4-16-3": ((4, 16, 3),), "784-256-10": (MLP,)},
+        predict_inputs,
+        predict,
+        5e-6,
+        frozenset({"4-16-3", "784-256-10"}),
     ),
     "matmul": Operation(
         "matmul",

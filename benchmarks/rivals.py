@@ -296,7 +296,8 @@ def _fastnn_adam(p: np.ndarray, g: np.ndarray) -> Rival:
 
 def _predict(network: type[networks.Network]) -> Callable[..., Rival]:
     def factory(row: np.ndarray, weights: list[np.ndarray]) -> Rival:
-        samples = cases.training_inputs(cases.MLP, 8, 32) | {"weights": weights}
+        sizes = (len(weights[0]), *(len(bias) for bias in weights[1::2]))
+        samples = cases.training_inputs(sizes, 8, 32) | {"weights": weights}
         trained = network(**samples)
         return lambda: trained.predict(row)
 

@@ -201,7 +201,7 @@ def _layout(model: Sequential, x: np.ndarray, batch: int | None, whole: bool) ->
 class _Again:
     """What is left to do for an array of a layout that `predict` has seen.
 
-    A row through 784-256-10 takes 23 us instead of 100, of which 18 are arithmetic.
+    A row through 784-256-10 takes 37 us instead of 100, and 18 by `direct_call`, of which 17 are arithmetic.
     """
 
     def __init__(self, made: Recipe, network: Network, program: Any, n: int) -> None:

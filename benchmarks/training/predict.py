@@ -14,23 +14,22 @@ from benchmarks import checks, compare, rivals
 from benchmarks.cases import OPERATIONS
 from benchmarks.training.part import Record, Settings, figures
 
+NETWORK = "784-256-10"
 FLOORS = {"weights read from L2": 256 << 10, "weights read from L3": 8 << 20}  # bytes of the arrays that are read
 
 
 def run(settings: Settings) -> Iterator[Record]:
     """Check and time a row; one record for each library and floor."""
-    spec = OPERATIONS["predict"]
-    (case,) = spec.cases
-    size = sum(e.nbytes for e in spec.make(case)["weights"])
-    names = [e for e in rivals.contestants("predict", case) if e != "python"]
+    size = sum(e.nbytes for e in OPERATIONS["predict"].make(NETWORK)["weights"])
+    names = [e for e in rivals.contestants("predict", NETWORK) if e != "python"]
     names = [e for e in names if settings.libraries is None or e in settings.libraries]
     for library in names:
-        checks.check("predict", library, case)
-    calls = {e: rivals.make("predict", e, case) for e in names}
+        checks.check("predict", library, NETWORK)
+    calls = {e: rivals.make("predict", e, NETWORK) for e in names}
     samples = compare.interleaved(calls | {e: reader(n) for e, n in FLOORS.items()}, settings.rounds)
     for name, seconds in samples.items():
         share = size / FLOORS[name] if name in FLOORS else 1.0
-        yield {"network": case, "library": name, "bytes": size} | figures([share * e for e in seconds])
+        yield {"network": NETWORK, "library": name, "bytes": size} | figures([share * e for e in seconds])
 
 
 def reader(size: int) -> Callable[[], float]:

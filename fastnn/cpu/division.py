@@ -19,8 +19,8 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     m, n, k = op.number("m"), op.number("n"), op.number("k")
     by_rows = int(op.by_rows and op.batch == "m")
     strides = op.number("a_row"), op.number("a_col"), op.number("b_row"), op.number("b_col")
+    finish = finished(op, dtype)
     if op.kernel in ("small.fused", "small.slim"):
-        finish = _finish(op, dtype)
         # Stores from registers need not be hidden: the next tile is computed while they wait.
         touched = int(op.shared and finish == EPILOGUE)
         return {"by_rows": by_rows, "touched": touched, "finish": finish, **blocking.whole(m, n, k, dtype, threads)}
@@ -31,7 +31,6 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         updates = op.epilogue is not None and op.epilogue.record is UPDATE
         parted = op.kernel == zeros.UPDATING and n > blocking.WIDE * blocking.CPU.lanes(dtype)
         touched = int(updates and not turned and (threads > 1 or parted))
-        finish = _finish(op, dtype) if blocking.has_whole_panels(n, dtype) and not turned else EPILOGUE
         rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
         blocks = blocking.sparse(rows, n, k, dtype, *strides[1:], sharing, turned=turned)
         return {"touched": touched, "by_rows": by_rows, "finish": finish, **blocks}
@@ -60,10 +59,17 @@ def _scratch(op: Op, dtype: str, threads: int) -> int:
     return blocking.scratch(dtype, cut(op, dtype, threads))
 
 
-def _finish(op: Op, dtype: str) -> int:
-    """Whether a kernel does an epilogue's work itself, since it is little and C has whole vectors."""
-    assert op.epilogue is not None
-    whole = op.number("n") % blocking.CPU.lanes(dtype) == 0 and op.epilogue.fields.get("c_col") == 1
+def finished(op: Op, dtype: str) -> int:
+    """Which epilogue's work a kernel does itself, since it is little and C has whole vectors.
+
+    For all others (`EPILOGUE`) it calls the epilogue's kernel.
+    """
+    if op.record is not GEMM or op.epilogue is None or op.epilogue.fields.get("c_col") != 1:
+        return EPILOGUE
+    n = op.number("n")
+    whole = op.kernel == "small.fused" and n % blocking.CPU.lanes(dtype) == 0
+    if op.kernel in zeros.KERNELS:
+        whole = blocking.has_whole_panels(n, dtype) and "turned" not in op.fields
     return FINISHED.get(op.epilogue.kernel, EPILOGUE) if whole else EPILOGUE
 
 

@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import as_strided
 from fastnn.cpu import blocking, builtin, cold, division, immediate, loader, team, trial
 from fastnn.cpu.memory import address, allocate
 from fastnn.program import Fields, Op, Program, Ref
-from fastnn.records import GEMM, PERMUTATION, PREDICTION, RUN, SLOT
+from fastnn.records import EPILOGUE, GEMM, PERMUTATION, PREDICTION, RUN, SLOT
 
 __all__ = ["Executable", "allocate", "pad", "peaks", "permutation"]  # what a backend offers
 
@@ -51,10 +51,13 @@ def permutation(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
-    """Name and dtype of all kernels of a program."""
+    """Name and dtype of all kernels that a program calls."""
     for op in program.ops:
-        for each in _with_epilogues(op):
-            yield each.kernel, dtype
+        for each in (op.sums, *op.sparsely, op):
+            if each is not None:
+                yield each.kernel, dtype
+                if each.epilogue is not None and division.finished(each, dtype) == EPILOGUE:
+                    yield each.epilogue.kernel, dtype
 
 
 def _with_epilogues(op: Op) -> list[Op]:
@@ -95,7 +98,8 @@ class Table:
             for way in (op, *reversed(op.sparsely)):
                 at = slot if way is (*op.sparsely, op)[0] else next(free)
                 if way.epilogue is not None:
-                    extra["epilogue"] = self._put(next(free), way.epilogue, {})
+                    called = division.finished(way, dtype) == EPILOGUE
+                    extra["epilogue"] = self._put(next(free), way.epilogue, {}, called=called)
                 extra["otherwise"] = self._put(at, way, {**extra, **self._cut(way, at, threads)})
 
     def _cut(self, op: Op, slot: int, threads: int) -> dict[str, int]:
@@ -105,12 +109,11 @@ class Table:
             found["claims"] = address(self.claims[slot])
         return found
 
-    def _put(self, slot: int, op: Op, extra: Mapping[str, int | float | Ref]) -> int:
+    def _put(self, slot: int, op: Op, extra: Mapping[str, int | float | Ref], *, called: bool = True) -> int:
         """Fill in a record, and say where it is."""
-        values: dict[str, int | float] = {
-            "kernel": loader.address(op.kernel, self.dtype),
-            "barrier": int(op.barrier),
-        }
+        values: dict[str, int | float] = {"barrier": int(op.barrier)}
+        if called:
+            values["kernel"] = loader.address(op.kernel, self.dtype)
         for name, value in {**op.fields, **extra}.items():
             if isinstance(value, Ref):
                 base = self.bases.get(value.buffer)
