@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastnn import data, sources, training
-from fastnn.threads import usable_threads
+from fastnn import data, optimizers, sources, training
 
 if TYPE_CHECKING:
     from fastnn.network import Network
@@ -52,7 +51,8 @@ class Known:
 
     def __init__(self) -> None:
         self.programs: dict[tuple, Any] = {}
-        self.rates, self.rate, self.first = np.empty(0), -1.0, 0  # of which learning rate, and from which step on
+        # Replaced as a whole: an interruption may come between any two calls.
+        self.sizes = (np.empty(0), -1.0, 0)  # of steps, for which learning rate, and from which step on
 
 
 class Batches:
@@ -80,7 +80,7 @@ class Batches:
         self.start(known)
 
     def start(self, known: Known | None = None) -> None:
-        """Begin new sums.  What was worked out for earlier batches is forgotten: the model may have been changed."""
+        """Begin new sums.  What is not `known` of earlier batches is forgotten: the model may have been changed."""
         self.n = 0
         self.totals = np.zeros(1 + len(self.model.metrics))
         self._known = known or Known()
@@ -113,7 +113,7 @@ class Batches:
         array = data.samples(x, self.model.input_shape)
         network = self.model._network_for(array)
         samples = training.Samples(network, array)
-        training.adopt(self.model, network)
+        network = training.adopt(self.model, network)
         out = np.empty((samples.n, network.units), network.dtype)
         program = self._executable(samples)
         samples.bind(program)
@@ -139,35 +139,36 @@ class Batches:
         if in_place and samples.weight is None:
             if len(self._known.programs) >= SIZES:
                 self._known.programs.clear()
-            self._known.programs[_kind(x, y)] = program
+            self._known.programs[self._kind(x, y)] = program
         return program
+
+    def _kind(self, x: np.ndarray, y: np.ndarray) -> tuple:
+        sparse = training.leaves_out(self.model._built(), x.reshape(len(x), -1)) if x.size else False
+        return x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, sparse
 
     def _recognise(self, x: np.ndarray, y: np.ndarray) -> Any:
         """The executable for a batch that is in order and like an earlier one, else None."""
-        program = self._known.programs.get(_kind(x, y))
+        program = self._known.programs.get(self._kind(x, y))
         if program is None or not (x.flags.aligned and y.flags.aligned):
             return None
         return program if data.are_targets(y, self.model._compiled()[0], self.model._built().units) else None
 
     def _train(self, program: Any) -> None:
-        model, known = self.model, self._known
+        model = self.model
         _, optimizer = model._compiled()
         origin = optimizer.iterations
-        at = origin - known.first
-        changed = optimizer.learning_rate != known.rate
-        if changed or not 0 <= at < len(known.rates):
-            known.rates = optimizer.rates(1 if changed else AHEAD)  # it may change with every step
-            known.rate, known.first, at = optimizer.learning_rate, origin, 0
+        rates, rate, first = self._known.sizes
+        changed = optimizer.learning_rate != rate
+        if changed or not 0 <= origin - first < len(rates):
+            rate, first = optimizer.learning_rate, origin
+            rates = optimizer.rates(1 if changed else AHEAD)  # it may change with every step
+            self._known.sizes = rates, rate, first
         progress = program.progress
         progress[0] = 0  # from here on an interruption finds the right number
         try:
-            program.step(rate=known.rates, at=at, origin=origin, seed=model.dropout_seed)
+            program.step(rate=rates, at=origin - first, origin=origin, seed=model.dropout_seed)
         finally:
             optimizer.iterations = origin + progress[0]
-
-
-def _kind(x: np.ndarray, y: np.ndarray) -> tuple:
-    return x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype
 
 
 def train_on_batch(
@@ -182,9 +183,12 @@ def train_on_batch(
 def _known(model: Sequential) -> Known:
     """What is known of the batches before, as long as nothing has changed that a step depends on."""
     loss, optimizer = model._compiled()
+    if type(optimizer).__module__ != optimizers.__name__:  # who knows what a user's own one depends on
+        return Known()
     config = optimizer.get_config()
-    config.pop("learning_rate")  # `Batches` looks at it
-    state = model.network, loss, optimizer, config, list(model.metrics), usable_threads(model.n_threads)
+    del config["learning_rate"]  # `Batches` looks at it
+    threads = training.threads(model)
+    state = model.network, loss, loss.get_config(), optimizer, config, list(model.metrics), threads
     programs = model._programs
     if programs.known is None or programs.known[0] != state:
         programs.known = state, Known()

@@ -134,7 +134,7 @@ def targets(y: object, loss: Loss, units: int, n: int, dtype: str) -> np.ndarray
 def are_targets(y: np.ndarray, loss: Loss, units: int) -> bool:
     """Whether `targets` would return the array as it is, given that it did so for one of this shape and dtype."""
     if loss.labels:
-        return int(np.maximum.reduce(y.view(np.uint64))) < units  # negative numbers become large ones
+        return int(np.maximum.reduce(y.view(np.uint64), axis=None)) < units  # negative numbers become large ones
     low, high = _extremes(y)
     if loss.activation is not None:
         return low >= 0 and high <= 1  # NaN is neither

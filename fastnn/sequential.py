@@ -79,7 +79,6 @@ class Sequential:
         self.backend = backend.get(device)
         self.seed = None if seed is None else _names.integer(seed, "seed", low=0)
         self.n_threads = n_threads
-        check_threads(n_threads)
         self.name = name or "sequential"
         self.layers: list[Layer] = []
         self.optimizer: optimizers.Optimizer | None = None
@@ -95,6 +94,16 @@ class Sequential:
         self.dropout_seed = int(streams[2].generate_state(1, np.uint64)[0] >> 1)
         for layer in layers or ():
             self.add(layer)
+
+    @property
+    def n_threads(self) -> int | None:
+        """Threads that steps use at most; None for the default."""
+        return self._n_threads
+
+    @n_threads.setter
+    def n_threads(self, n_threads: int | None) -> None:
+        check_threads(n_threads)
+        self._n_threads = n_threads
 
     # --- building -----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,10 +29,13 @@ CHUNK = 256  # samples computed at once where the batch size does not matter
 MAX_DENSITY = 0.4
 COUNTED_FROM = 4096  # weights of a first layer from which it is worth 10 us to count zeros
 KEEP = 8  # executables a model keeps for reuse
+LAYOUTS = 64  # of arrays that `predict` remembers
+_adopting = threading.Lock()
 
 
-def _decline(x: object) -> None:
+def _decline(x: object) -> np.ndarray | None:
     """In place of a function that predicts arrays like an earlier one."""
+    return None
 
 
 class Programs:
@@ -56,16 +61,19 @@ class Programs:
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """The executable for `key`, made if need be."""
-        if key == self._last[0]:
-            return self._last[1]
+        last = self._last  # read once, since several threads may predict
+        if key == last[0]:
+            return last[1]
         found = self._kept.get(key)
         if found is None:
             found = self._kept[key] = make()
             if len(self._kept) > self._keep:
-                self._kept.popitem(last=False)
+                with contextlib.suppress(KeyError):
+                    self._kept.popitem(last=False)
                 self._forget_calls()  # or they would keep what was dropped
         else:
-            self._kept.move_to_end(key)
+            with contextlib.suppress(KeyError):  # another thread may just have dropped it
+                self._kept.move_to_end(key)
         self._last = key, found
         return found
 
@@ -112,7 +120,12 @@ def recipe(
     """The recipe for a model as it is now, or with a network that is not yet its own."""
     objective = _objective(model, network or model._built()) if mode != "predict" else None
     update = model._compiled()[1].update() if mode == "train" else None
-    return Recipe(mode, x, y, weighted, objective, update, usable_threads(model.n_threads))
+    return Recipe(mode, x, y, weighted, objective, update, threads(model))
+
+
+def threads(model: Sequential) -> int:
+    """How many threads a model's steps get."""
+    return usable_threads(model.n_threads)
 
 
 def executable(
@@ -144,6 +157,21 @@ def _may_be_sparse(network: Network) -> bool:
     return first.units > 1 and first.inputs * first.units >= COUNTED_FROM
 
 
+def _density(network: Network, matrix: np.ndarray) -> float:
+    """The share of samples' elements that are not 0, where that matters."""
+    return data.density(matrix) if _may_be_sparse(network) else 1.0
+
+
+def _is_sparse(density: float) -> bool:
+    # Nothing but 0 tells nothing: samples to warm up with, say.
+    return 0 < density <= MAX_DENSITY
+
+
+def leaves_out(network: Network, matrix: np.ndarray) -> bool:
+    """Whether a first layer leaves out the zeros of these samples."""
+    return _is_sparse(_density(network, matrix))
+
+
 class Samples:
     """Validated arrays of samples, targets and weights, with their feeds."""
 
@@ -158,8 +186,8 @@ class Samples:
     ) -> None:
         self.n = len(x)
         self.x, self.x_feed = data.matrix(x, network.dtype, network.scale, network.offset)
-        self.density = data.density(self.x) if _may_be_sparse(network) else 1.0
-        if 0 < self.density <= MAX_DENSITY:  # nothing but 0 tells nothing: samples to warm up with, say
+        self.density = _density(network, self.x)
+        if _is_sparse(self.density):
             self.x_feed = replace(self.x_feed, sparse=True)
         self.y: np.ndarray | None = None
         self.y_feed: Feed | None = None
@@ -187,15 +215,17 @@ def checked(
     return samples
 
 
-def adopt(model: Sequential, network: Network) -> None:
-    """Make `network` the model's, if it is not yet."""
-    if model.network is not network:
-        model._adopt(network)
+def adopt(model: Sequential, network: Network) -> Network:
+    """Make `network` the model's if it has none yet (several threads may come with theirs); returns the model's."""
+    with _adopting:
+        if model.network is None:
+            model._adopt(network)
+        return model._built()
 
 
-def _layout(model: Sequential, x: np.ndarray, batch: int | None, whole: bool) -> tuple:
+def _layout(model: Sequential, x: np.ndarray, rows: int) -> tuple:
     """All that `predict` checks of an array, or that its executable depends on, but for the model."""
-    return x.shape, x.strides, x.dtype, x.flags.aligned, batch, whole, usable_threads(model.n_threads)
+    return x.shape, x.strides, x.dtype, x.flags.aligned, rows, threads(model)
 
 
 class _Again:
@@ -206,18 +236,23 @@ class _Again:
 
     def __init__(self, made: Recipe, network: Network, program: Any, n: int) -> None:
         self.made, self.network, self.program, self.n = made, network, program, n
+        self.uses = 0
         self.direct: Callable[[object], np.ndarray | None] | None = None
 
     def direct_call(self, x: np.ndarray) -> Callable[[object], np.ndarray | None]:
-        """A function that is faster still, or declines; its executable is its own, since it waits for no lock."""
-        if self.direct is None:
-            self.direct = _decline
-            if self.n == self.program.rows:
-                program = self.made.lower(self.network, self.n, self.n)
-                self.direct = self.made.executable(self.network, program, None, self.n).prediction(
-                    x, self.network.units
-                )
-        return self.direct
+        """A function that is faster still, or declines: it is made once, when it is likely to be worth 1 ms.
+
+        Its executable is its own, since it waits for no lock.
+        """
+        self.uses += 1
+        if self.direct is not None:
+            return self.direct
+        if self.uses > 1 and self.n == self.program.rows:
+            network, n, self.direct = self.network, self.n, _decline
+            own = self.made.executable(network, self.made.lower(network, n, n), None, n)
+            self.direct = own.prediction(x, network.units)
+            return self.direct
+        return _decline
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         out, program = np.empty((self.n, self.network.units), self.network.dtype), self.program
@@ -234,15 +269,29 @@ def predict_again(
     model: Sequential, x: object, batch_size: int | None = None, *, whole: bool = False
 ) -> np.ndarray | None:
     """Outputs for an array like one that `predict` had before, or None."""
-    if type(x) is not np.ndarray or type(batch_size) not in (int, type(None)):
+    if type(x) is not np.ndarray or x.ndim != 2:
         return None
-    programs = model._programs
-    again = programs.calls.get(_layout(model, x, batch_size, whole))
+    rows = _rows(len(x), batch_size, whole)
+    if rows is None:
+        return None
+    programs, layout = model._programs, _layout(model, x, rows)
+    again = programs.calls.get(layout)
     if again is None:
         return None
-    programs.direct = again.direct_call(x)
-    out = programs.direct(x)
+    direct = again.direct_call(x)
+    if layout in programs.calls:  # the model has not been changed meanwhile
+        programs.direct = direct
+    out = direct(x)
     return again(x) if out is None else out
+
+
+def _rows(n: int, batch_size: int | None, whole: bool) -> int | None:
+    """Rows of `n` that `predict` computes at once; None for what is left to its checks."""
+    if whole or n == 0:
+        return n
+    if batch_size is None:
+        return min(n, CHUNK)
+    return min(n, batch_size) if type(batch_size) is int and batch_size > 0 else None
 
 
 def predict(model: Sequential, x: object, batch_size: int | None, *, whole: bool = False) -> np.ndarray:
@@ -254,7 +303,7 @@ def predict(model: Sequential, x: object, batch_size: int | None, *, whole: bool
     array = data.samples(x, model.input_shape)
     network = model._network_for(array)
     samples = Samples(network, array)
-    adopt(model, network)
+    network = adopt(model, network)
     batch = samples.n if whole else batch
     out = np.empty((samples.n, network.units), model.dtype)
     program = executable(model, "predict", samples.n, batch, samples.x_feed)
@@ -264,10 +313,12 @@ def predict(model: Sequential, x: object, batch_size: int | None, *, whole: bool
         program.run(samples.n)
     if len(network.shapes[-1]) > 1:
         return out.reshape(samples.n, *network.shapes[-1])
-    if samples.x is x and type(batch_size) in (int, type(None)):  # it was a matrix that is read in place
+    if samples.x is x:  # it was a matrix that is read in place
+        calls = model._programs.calls
+        if len(calls) >= LAYOUTS:
+            calls.clear()
         made = recipe(model, "predict", samples.x_feed)
-        again = _Again(made, network, program, samples.n)
-        model._programs.calls[_layout(model, samples.x, batch_size, whole)] = again
+        calls[_layout(model, samples.x, program.rows)] = _Again(made, network, program, samples.n)
     return out
 
 

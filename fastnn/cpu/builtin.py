@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastnn.cpu import loader
-from fastnn.cpu.memory import DATA, TRUSTED, address
+from fastnn.cpu.memory import DATA, TRUSTED, address, keep
 from fastnn.records import PYTHON, SLOT
 
 METH_FASTCALL = 0x80
@@ -42,9 +42,6 @@ class _MethodDef(ctypes.Structure):
     )
 
 
-_keep: list = []  # definitions live as long as the process, as linked code does
-
-
 def make(entry: str, own: np.ndarray) -> Callable:
     """A builtin function that runs the entry "module.function" on its `own` records, or `declining`.
 
@@ -61,7 +58,7 @@ def make(entry: str, own: np.ndarray) -> Callable:
 def _definition(entry: str) -> int:
     """The address of what Python is told of the functions of an entry."""
     definition = _MethodDef(entry.encode(), loader.address(entry, "float64"), METH_FASTCALL, None)
-    _keep.append(definition)
+    keep(definition)
     return ctypes.addressof(definition)
 
 
@@ -86,7 +83,7 @@ def python() -> int:
     for field, name in FUNCTIONS.items():
         values[field] = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0
     PYTHON.pack_into(memoryview(record), 0, values)
-    _keep.append(record)
+    keep(record)
     return address(record)
 
 

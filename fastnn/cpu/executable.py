@@ -172,7 +172,8 @@ class Executable:
     ) -> None:
         self.rows = rows
         flops = division.flops(program, dtype)
-        self.threads = 1 if flops < ALONE else threads
+        self._is_small = flops < ALONE
+        self.threads = 1 if self._is_small else threads
         tried = self.threads > 1 and flops < (TOGETHER if team.spins(self.threads) else min(TOGETHER, CROWDED))
         steps = [each for each in (program, short) if each is not None]
         for each in steps:
@@ -193,7 +194,7 @@ class Executable:
         bases["resting"] = address(self._resting)
         wanted = [*(kernel for each in programs for kernel in _kernels(each, dtype)), ENGINE]
         wanted += HELPERS if tried else []
-        wanted += [PREDICT] if sums == 0 and self.threads == 1 and builtin.python() else []
+        wanted += [PREDICT] if sums == 0 and self._is_small and builtin.python() else []
         cold.load(wanted)
         self._team = np.zeros(24, np.int64)
         self._flags = np.zeros(16, np.int64)  # 0: steps done, 8: halt
@@ -329,7 +330,7 @@ class Executable:
 
         It makes the array of outputs, (rows, units).  This executable is its own from now on.
         """
-        if self.threads > 1 or builtin.python() == 0:
+        if not self._is_small or builtin.python() == 0:
             return builtin.declining
         (table,) = self._tables
         run, team, flags = np.zeros(1, RUN.dtype), np.zeros(24, np.int64), np.zeros(16, np.int64)
@@ -338,9 +339,10 @@ class Executable:
         run["team"], run["done"], run["halt"] = address(team), address(flags), address(flags) + 64
         shape = np.array([self.rows, units])
         places = [np.array([*table.places(name), 0]) for name in ("x", "out")]
+        dtype = np.dtype(x.dtype.char)  # the one that all arrays share, but for those that were unpickled
         own = np.zeros(SLOT, np.uint8).view(_Owner)
-        own.kept = self, run, team, flags, shape, places, x.dtype
-        values = {"python": builtin.python(), "descr": id(x.dtype), "rows": self.rows, "cols": x.shape[1]}
+        own.kept = self, run, team, flags, shape, places, dtype
+        values = {"python": builtin.python(), "descr": id(dtype), "rows": self.rows, "cols": x.shape[1]}
         values |= {"row": x.strides[0], "col": x.strides[1], "shape": address(shape), "size": table.size}
         values |= {"inputs": address(places[0]), "outputs": address(places[1])}
         values |= {"run": address(run), "engine": loader.address(*ENGINE)}

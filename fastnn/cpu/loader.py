@@ -24,7 +24,7 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import platformdirs
 
-from fastnn.cpu import target
+from fastnn.cpu import memory, target
 
 _lock = threading.RLock()
 _collector_waits = False
@@ -43,7 +43,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 _addresses: dict[tuple[str, str], int] = {}
-_keep: list = []  # linked code lives as long as the process
 
 
 def address(name: str, dtype: str) -> int:
@@ -153,13 +152,15 @@ def target_machine(cpu: target.Target) -> llvm.TargetMachine:
 
 @functools.cache
 def _jit() -> llvm.LLJIT:
-    return llvm.create_lljit_compiler(target_machine(target.host()), suppress_errors=True)
+    jit = llvm.create_lljit_compiler(target_machine(target.host()), suppress_errors=True)
+    memory.keep(jit)
+    return jit
 
 
 def _link(symbol: str, code: bytes) -> int:
     builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(symbol).add_current_process()
     tracker = builder.link(_jit(), symbol)
-    _keep.append(tracker)
+    memory.keep(tracker)
     return tracker[symbol]
 
 

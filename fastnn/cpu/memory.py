@@ -39,6 +39,11 @@ TRUSTED = _trusted()
 address = _from_object if TRUSTED else _from_interface
 
 
+def keep(thing: object) -> None:
+    """Never free an object, not even when Python ends: machine code may be called, or point at it, until then."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
 def allocate(elements: int, dtype: str) -> np.ndarray:
     """Zeros that start at a cache line."""
     size = np.dtype(dtype).itemsize
