@@ -1,8 +1,11 @@
 """Predictions of arrays like an earlier one, which a builtin function does (`fastnn.cpu.predict`)."""
 
 import gc
+import os
+import pickle
 import subprocess
 import sys
+import threading
 import weakref
 
 import numpy as np
@@ -146,6 +149,102 @@ def test_what_is_not_small_goes_the_ordinary_way():
     function = learned(model, x)
     assert function(x) is None
     np.testing.assert_array_equal(model.predict(x), model.predict(np.concatenate([x, x]))[:1])
+
+
+def test_one_thread_does_not_make_a_step_small():
+    model = fastnn.Sequential([layers.Input((784,)), layers.Dense(1000)], seed=1, n_threads=1)
+    assert learned(model, samples(1, 784))(samples(1, 784)) is None
+
+
+def test_arrays_that_were_unpickled():
+    """Their dtype is an object of its own: they go the ordinary way, and others of their layout do not."""
+    model = build()
+    x = samples(4)
+    other = pickle.loads(pickle.dumps(x))
+    function = learned(model, other)
+    np.testing.assert_array_equal(model.predict(other), function(x))
+    assert other.dtype is x.dtype or function(other) is None
+
+
+def test_what_is_remembered_is_bounded():
+    model = build()
+    x = samples(40)
+    for size in range(40, 140):
+        model.predict(x, batch_size=size)
+    assert len(model._programs.calls) == 1
+    for n in range(260, 400):
+        model.predict(samples(n))
+    assert len(model._programs.calls) <= training.LAYOUTS
+
+
+def test_threads_with_many_layouts():
+    """More than executables are kept for, so that threads drop each other's."""
+    model = build()
+    arrays = [samples(n) for n in range(1, 14)]
+    expected = [model.predict(x) for x in arrays]
+    wrong = []
+
+    def work(seed):
+        order = np.random.default_rng(seed).integers(0, len(arrays), 300)
+        try:
+            wrong.extend(i for i in order if not np.array_equal(model.predict(arrays[i]), expected[i]))
+        except Exception as error:  # anything at all, from any of them
+            wrong.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert wrong == []
+
+
+def test_threads_that_build_a_model():
+    """One of them builds it, and all predict with its weights, also later."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(50):
+            model = fastnn.Sequential([layers.Dense(3)], seed=1)
+            x = samples(2)
+            threads = [threading.Thread(target=model.predict, args=(x,)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            model.set_weights([0 * w for w in model.get_weights()])
+            assert not model.predict(x).any()
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_predictions_at_the_very_end():
+    """What is deleted last may still predict, when modules are gone already."""
+    code = """
+import sys, numpy as np, fastnn
+from fastnn import layers
+class Late:
+    def __init__(self):
+        self.model = fastnn.Sequential([layers.Input((4,)), layers.Dense(3)])
+        self.x = np.ones((1, 4), np.float32)
+        for _ in range(3):
+            self.expected = self.model.predict(self.x)
+    def __del__(self):
+        try:
+            self.model.predict(self.x)
+        except Exception:
+            pass
+np.late = Late()
+sys.late = Late()
+"""
+    given = {**os.environ, "PYTHONMALLOC": "debug"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=given)
+    assert done.returncode == 0, (done.returncode, done.stderr[-500:])
 
 
 def test_nothing_is_kept_and_nothing_lost():

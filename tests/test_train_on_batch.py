@@ -103,6 +103,61 @@ def test_changes_are_noticed(optimizer):
             step(fast, slow, X[0], Y[0])
 
 
+def test_zeros_of_each_batch():
+    """A first batch of nothing but zeros, to warm up with, tells nothing of those that follow."""
+    model = fastnn.Sequential([layers.Input((200,)), layers.Dense(64, "relu"), layers.Dense(3, "softmax")], seed=1)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    x, y = np.zeros((16, 200), np.float32), np.zeros(16, np.int64)
+    model.train_on_batch(x, y)
+    x[:, ::5] = 1
+    model.train_on_batch(x, y)
+    model.train_on_batch(np.ones_like(x), y)
+    programs = model._programs.known[1].programs
+    assert [kind[-1] for kind in programs] == [False, True], "dense, then with zeros left out"
+    assert len(set(map(id, programs.values()))) == 2
+
+
+def test_an_interruption_while_step_sizes_are_computed(monkeypatch):
+    fast, slow = pair("adam")
+    for _ in range(2):
+        step(fast, slow, X[0], Y[0])
+    fast.optimizer.iterations = slow.optimizer.iterations = 1000
+    rates = fast.optimizer.rates
+
+    def interrupted(steps):
+        rates(steps)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fast.optimizer, "rates", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fast.train_on_batch(X[0], Y[0])
+    monkeypatch.undo()
+    assert fast.optimizer.iterations == 1000
+    for _ in range(3):
+        step(fast, slow, X[0], Y[0])
+
+
+def test_optimizers_of_ones_own():
+    """Nobody knows what they depend on: nothing is kept."""
+
+    class Own(fastnn.optimizers.SGD):
+        factor = 1.0
+
+        def rates(self, steps):
+            return self.factor * super().rates(steps)
+
+        def get_config(self):
+            return {"factor": np.ones(3)}
+
+    models = pair("sgd")
+    for model in models:
+        model.optimizer = Own(0.1)
+    for factor in (1.0, 1.0, 0.5, 0.5):
+        for model in models:
+            model.optimizer.factor = factor
+        step(*models, X[0], Y[0])
+
+
 def test_arguments_are_checked_every_time():
     model, other = pair("adam")
     for _ in range(2):
