@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fastnn.cpu import blocking, builtin, cold, division, immediate, loader, team, trial
+from fastnn.cpu import blocking, builtin, cold, division, immediate, loader, prediction, team, trial
 from fastnn.cpu.memory import address, allocate
 from fastnn.program import Fields, Op, Program, Ref
-from fastnn.records import EPILOGUE, GEMM, PERMUTATION, PREDICTION, RUN, SLOT
+from fastnn.records import EPILOGUE, GEMM, PERMUTATION, RUN, SLOT
 
 __all__ = ["Executable", "allocate", "pad", "peaks", "permutation"]  # what a backend offers
 
@@ -18,7 +18,6 @@ SHORT_STEP, FIRST, STOP, RATE, ORIGIN, SEED, THREADS = (
 )
 WORDS = SLOT // 8  # of a record
 ENGINE = ("engine.engine", "float32")
-PREDICT = ("predict.predict", "float64")
 HELPERS = [("engine.lead", "float32"), ("engine.attend", "float32")]
 # Floating-point operations of a step ...
 ALONE = 600_000  # ... below which one thread is faster than a team
@@ -136,12 +135,6 @@ class Table:
             self._words[word] = where
 
 
-class _Owner(np.ndarray):
-    """Records, and what they point at."""
-
-    kept: tuple
-
-
 class Executable:
     """A program that can be run.
 
@@ -194,7 +187,7 @@ class Executable:
         bases["resting"] = address(self._resting)
         wanted = [*(kernel for each in programs for kernel in _kernels(each, dtype)), ENGINE]
         wanted += HELPERS if tried else []
-        wanted += [PREDICT] if sums == 0 and self._is_small and builtin.python() else []
+        wanted += [prediction.KERNEL] if sums == 0 and self._is_small and builtin.python() else []
         cold.load(wanted)
         self._team = np.zeros(24, np.int64)
         self._flags = np.zeros(16, np.int64)  # 0: steps done, 8: halt
@@ -330,24 +323,9 @@ class Executable:
 
         It makes the array of outputs, (rows, units).  This executable is its own from now on.
         """
-        if not self._is_small or builtin.python() == 0:
+        if not self._is_small:
             return builtin.declining
-        (table,) = self._tables
-        run, team, flags = np.zeros(1, RUN.dtype), np.zeros(24, np.int64), np.zeros(16, np.int64)
-        run["threads"], run["stop"], run["short_step"] = 1, 1, -1
-        run["table"], run["records"] = table.address, table.length
-        run["team"], run["done"], run["halt"] = address(team), address(flags), address(flags) + 64
-        shape = np.array([self.rows, units])
-        places = [np.array([*table.places(name), 0]) for name in ("x", "out")]
-        dtype = np.dtype(x.dtype.char)  # the one that all arrays share, but for those that were unpickled
-        own = np.zeros(SLOT, np.uint8).view(_Owner)
-        own.kept = self, run, team, flags, shape, places, dtype
-        values = {"python": builtin.python(), "descr": id(dtype), "rows": self.rows, "cols": x.shape[1]}
-        values |= {"row": x.strides[0], "col": x.strides[1], "shape": address(shape), "size": table.size}
-        values |= {"inputs": address(places[0]), "outputs": address(places[1])}
-        values |= {"run": address(run), "engine": loader.address(*ENGINE)}
-        PREDICTION.pack_into(memoryview(own), 0, values)
-        return builtin.make(PREDICT[0], own)
+        return prediction.make(self, self._tables[0], self.rows, x, units)
 
     def timed(self, steps: int, *, rate: np.ndarray | None = None, origin: int = 0, seed: int = 0) -> np.ndarray:
         """Run full steps and say how long each operation took.
