@@ -50,7 +50,7 @@ class Known:
     """What was worked out for earlier batches: executables by the kind of arrays, and step sizes."""
 
     def __init__(self) -> None:
-        self.programs: dict[tuple, Any] = {}
+        self.programs: dict[tuple, dict[bool, Any]] = {}  # where zeros are left out, and where not
         # Replaced as a whole: an interruption may come between any two calls.
         self.sizes = (np.empty(0), -1.0, 0)  # of steps, for which learning rate, and from which step on
 
@@ -139,19 +139,18 @@ class Batches:
         if in_place and samples.weight is None:
             if len(self._known.programs) >= SIZES:
                 self._known.programs.clear()
-            self._known.programs[self._kind(x, y)] = program
+            self._known.programs.setdefault(_kind(x, y), {})[samples.x_feed.sparse] = program
         return program
-
-    def _kind(self, x: np.ndarray, y: np.ndarray) -> tuple:
-        sparse = training.leaves_out(self.model._built(), x.reshape(len(x), -1)) if x.size else False
-        return x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, sparse
 
     def _recognise(self, x: np.ndarray, y: np.ndarray) -> Any:
         """The executable for a batch that is in order and like an earlier one, else None."""
-        program = self._known.programs.get(self._kind(x, y))
-        if program is None or not (x.flags.aligned and y.flags.aligned):
+        programs = self._known.programs.get(_kind(x, y))
+        if programs is None or not (x.flags.aligned and y.flags.aligned):
             return None
-        return program if data.are_targets(y, self.model._compiled()[0], self.model._built().units) else None
+        network = self.model._built()
+        if not data.are_targets(y, self.model._compiled()[0], network.units):
+            return None
+        return programs.get(training.leaves_out(network, x.reshape(len(x), -1)))
 
     def _train(self, program: Any) -> None:
         model = self.model
@@ -169,6 +168,10 @@ class Batches:
             program.step(rate=rates, at=origin - first, origin=origin, seed=model.dropout_seed)
         finally:
             optimizer.iterations = origin + progress[0]
+
+
+def _kind(x: np.ndarray, y: np.ndarray) -> tuple:
+    return x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype
 
 
 def train_on_batch(
