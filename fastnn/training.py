@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -30,7 +31,18 @@ MAX_DENSITY = 0.4
 COUNTED_FROM = 4096  # weights of a first layer from which it is worth 10 us to count zeros
 KEEP = 8  # executables a model keeps for reuse
 LAYOUTS = 64  # of arrays that `predict` remembers
+
 _adopting = threading.Lock()
+
+
+def _after_fork() -> None:
+    """Another thread may have held it."""
+    global _adopting
+    _adopting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _decline(x: object) -> np.ndarray | None:
@@ -217,10 +229,11 @@ def checked(
 
 def adopt(model: Sequential, network: Network) -> Network:
     """Make `network` the model's if it has none yet (several threads may come with theirs); returns the model's."""
-    with _adopting:
-        if model.network is None:
-            model._adopt(network)
-        return model._built()
+    if model.network is None:
+        with _adopting:
+            if model.network is None:
+                model._adopt(network)
+    return model._built()
 
 
 def _layout(model: Sequential, x: np.ndarray, rows: int) -> tuple:
