@@ -1,13 +1,10 @@
 """Steps that are called one by one: what is worked out once is used again, as long as nothing has changed."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 import fastnn
-from fastnn import layers
+from fastnn import batches, layers
 
 OPTIMIZERS = {
     "sgd": lambda: fastnn.optimizers.SGD(0.1),
@@ -186,23 +183,15 @@ def test_arguments_are_checked_every_time():
     step(model, other, X[0], Y[0])
 
 
-def test_time():
-    """A process of its own: a model that knows nothing takes longer, 100 us instead of 30."""
-    code = """
-import time, numpy as np, fastnn
-from fastnn import layers
-model = fastnn.Sequential([layers.Input((4,)), layers.Dense(3, "relu"), layers.Dense(1, "sigmoid")])
-model.compile("adam", "binary_crossentropy")
-x, y = np.ones((8, 4), np.float32), np.ones((8, 1), np.float32)
-def once(known):
-    if not known:
-        model._programs.known = None
-    begin = time.perf_counter()
-    model.train_on_batch(x, y)
-    return time.perf_counter() - begin
-times = [[once(known) for known in (True, False)] for _ in range(3000)]
-known, fresh = np.min(times[100:], axis=0)
-print(fresh / known)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) > 1.5, done.stdout
+def test_batches_alike_are_not_prepared_again(monkeypatch):
+    model = build("adam")
+    model.train_on_batch(X[0], Y[0])
+
+    def prepare(*arguments):
+        raise AssertionError("prepared again")
+
+    monkeypatch.setattr(batches.Batches, "_prepare", prepare)
+    for x in (X[0], X[1], X[3]):
+        model.train_on_batch(x, Y[0])
+    with pytest.raises(AssertionError, match="prepared again"):
+        model.train_on_batch(X[2], Y[2])
