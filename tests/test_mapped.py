@@ -21,6 +21,7 @@ import json, sys, threading, time
 from pathlib import Path
 import numpy as np
 import fastnn
+import numba  # here, and not when memory is measured, where a kernel is missing from the cache
 from fastnn.layers import Dense
 
 def anonymous():
