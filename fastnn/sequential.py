@@ -406,20 +406,18 @@ class Sequential:
                [1., 1.],
                [1., 1.]], dtype=float32)
         """
-        if steps is None:
-            known = self._programs.direct(x) if batch_size is None else None
-            if known is None:
-                known = training.predict_again(self, x, batch_size)
-            if known is not None:
-                return known
-            if type(x) is np.ndarray and not data.is_whole(x):  # the usual case
-                return training.predict(self, x, batch_size)
+        if steps is None and batch_size is None:
+            outputs = self._programs.direct(x)
+            if outputs is not None:
+                return outputs
+        if steps is None and type(x) is np.ndarray and not data.is_whole(x):  # the usual case
+            return training.predict(self, x, batch_size)
         return fitting.predict(self, x, batch_size, steps)
 
     def predict_on_batch(self, x: object) -> np.ndarray:
         """Return the outputs for samples computed as one batch."""
-        known = self._programs.direct(x)
-        return training.predict(self, x, None, whole=True) if known is None else known
+        outputs = self._programs.direct(x)
+        return training.predict(self, x, None, whole=True) if outputs is None else outputs
 
     def train_on_batch(
         self,

@@ -278,9 +278,7 @@ class _Again:
         return out
 
 
-def predict_again(
-    model: Sequential, x: object, batch_size: int | None = None, *, whole: bool = False
-) -> np.ndarray | None:
+def _predict_again(model: Sequential, x: object, batch_size: int | None, whole: bool) -> np.ndarray | None:
     """Outputs for an array like one that `predict` had before, or None."""
     if type(x) is not np.ndarray or x.ndim != 2:
         return None
@@ -300,7 +298,7 @@ def predict_again(
 
 def _rows(n: int, batch_size: int | None, whole: bool) -> int | None:
     """Rows of `n` that `predict` computes at once; None for what is left to its checks."""
-    if whole or n == 0:
+    if whole:
         return n
     if batch_size is None:
         return min(n, CHUNK)
@@ -309,7 +307,7 @@ def _rows(n: int, batch_size: int | None, whole: bool) -> int | None:
 
 def predict(model: Sequential, x: object, batch_size: int | None, *, whole: bool = False) -> np.ndarray:
     """Outputs for all samples, `batch_size` (or the `whole`) at once."""
-    known = predict_again(model, x, batch_size, whole=whole)
+    known = _predict_again(model, x, batch_size, whole)
     if known is not None:
         return known
     batch = CHUNK if batch_size is None else _names.integer(batch_size, "batch_size", low=1)

@@ -204,6 +204,31 @@ def test_threads_with_many_layouts():
     assert wrong == []
 
 
+class Key:
+    """A key that lets another thread in while it is looked at, so to say."""
+
+    def __init__(self, number, meanwhile=lambda: None):
+        self.number, self.meanwhile = number, meanwhile
+
+    def __hash__(self):
+        self.meanwhile()
+        return self.number
+
+    def __eq__(self, other):
+        self.meanwhile()
+        return isinstance(other, Key) and self.number == other.number
+
+
+def test_an_executable_is_the_one_that_was_asked_for():
+    programs = training.Programs(2)
+    for number in (1, 2, 1):
+        programs.get(Key(number), lambda number=number: number)
+    assert programs.get(Key(1, lambda: programs.get(Key(2), lambda: 2)), lambda: 1) == 1
+    programs.get(Key(2), lambda: 2)
+    looks = iter([None, None, programs.clear])  # beside the last one, in the dictionary, and to move it to the end
+    assert programs.get(Key(1, lambda: (next(looks) or int)()), lambda: 1) == 1
+
+
 def test_threads_that_build_a_model():
     """One of them builds it, and all predict with its weights, also later."""
     before = sys.getswitchinterval()

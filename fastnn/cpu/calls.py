@@ -5,15 +5,33 @@ then its kernels are compiled.  Python's lock is held during a call, so one set 
 serve all threads; a forked process has its own copy.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
 from fastnn.cpu import blocking, builtin, layouts, loader
 from fastnn.cpu.memory import address, allocate
-from fastnn.records import BATCH, CALL, CRITERION, FORWARD, GEMM, LOSS, MAP, PRODUCT, RUN, SLOT, UPDATE
+from fastnn.records import (
+    BATCH,
+    CALL,
+    CRITERION,
+    FORWARD,
+    GEMM,
+    LOSS,
+    MAP,
+    PREDICTION,
+    PRODUCT,
+    RUN,
+    SLOT,
+    UPDATE,
+)
+
+if TYPE_CHECKING:
+    from fastnn.cpu.executable import Executable, Table
 
 Key = TypeVar("Key", bound=Hashable)
 VARIANT = {"float32": 2, "float64": 7}  # the first slots of a dtype's records, behind those of the call and its run
@@ -135,3 +153,37 @@ UPDATES: Calls[str] = Calls("direct.update", SMALL, _update)  # by the name of t
 # By the activation of a dense layer and its parameter; None for plain products.
 PRODUCTS: Calls[tuple[str, float] | None] = Calls("direct.product", blocking.LARGE, _product)
 LOSSES: Calls[str] = Calls("criteria.mean", SMALL, _loss)  # by the name of the kernel
+
+
+# --- predictions -----------------------------------------------------------------------------------------------------
+
+PREDICT = ("predict.predict", "float64")
+
+
+class _Owner(np.ndarray):
+    """Records, and what they point at."""
+
+    kept: tuple
+
+
+def prediction(
+    executable: Executable, table: Table, rows: int, x: np.ndarray, units: int
+) -> Callable[[np.ndarray], np.ndarray | None]:
+    """A builtin function that runs `table`, of one thread, for an array like `x`; it owns the executable."""
+    if builtin.python() == 0:
+        return builtin.declining
+    run, team, flags = np.zeros(1, RUN.dtype), np.zeros(24, np.int64), np.zeros(16, np.int64)
+    run["threads"], run["stop"], run["short_step"] = 1, 1, -1
+    run["table"], run["records"] = table.address, table.length
+    run["team"], run["done"], run["halt"] = address(team), address(flags), address(flags) + 64
+    shape = np.array([rows, units], np.int64)
+    places = [np.array([*table.places(name), 0], np.int64) for name in ("x", "out")]
+    dtype = np.dtype(x.dtype.char)  # the one that all arrays share, but for those that were unpickled
+    own = np.zeros(SLOT, np.uint8).view(_Owner)
+    own.kept = executable, run, team, flags, shape, places, dtype
+    values = {"python": builtin.python(), "descr": id(dtype), "rows": rows, "cols": x.shape[1]}
+    values |= {"row": x.strides[0], "col": x.strides[1], "shape": address(shape), "size": table.size}
+    values |= {"inputs": address(places[0]), "outputs": address(places[1])}
+    values |= {"run": address(run), "engine": loader.address("engine.engine", "float32")}
+    PREDICTION.pack_into(memoryview(own), 0, values)
+    return builtin.make(PREDICT[0], own)

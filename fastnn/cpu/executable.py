@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fastnn.cpu import blocking, builtin, cold, division, immediate, loader, prediction, team, trial
+from fastnn.cpu import blocking, builtin, calls, cold, division, immediate, loader, team, trial
 from fastnn.cpu.memory import address, allocate
 from fastnn.program import Fields, Op, Program, Ref
 from fastnn.records import EPILOGUE, GEMM, PERMUTATION, RUN, SLOT
@@ -187,7 +187,7 @@ class Executable:
         bases["resting"] = address(self._resting)
         wanted = [*(kernel for each in programs for kernel in _kernels(each, dtype)), ENGINE]
         wanted += HELPERS if tried else []
-        wanted += [prediction.KERNEL] if sums == 0 and self._is_small and builtin.python() else []
+        wanted += [calls.PREDICT] if sums == 0 and self._is_small and builtin.python() else []
         cold.load(wanted)
         self._team = np.zeros(24, np.int64)
         self._flags = np.zeros(16, np.int64)  # 0: steps done, 8: halt
@@ -325,7 +325,7 @@ class Executable:
         """
         if not self._is_small:
             return builtin.declining
-        return prediction.make(self, self._tables[0], self.rows, x, units)
+        return calls.prediction(self, self._tables[0], self.rows, x, units)
 
     def timed(self, steps: int, *, rate: np.ndarray | None = None, origin: int = 0, seed: int = 0) -> np.ndarray:
         """Run full steps and say how long each operation took.

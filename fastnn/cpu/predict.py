@@ -2,7 +2,8 @@
 
 What is left then is to check whether it is like that one, to make an array for the outputs, and to do one step.  A row
 through 4-3-1 takes 0.4 us, where Python's way to the same step takes 17.  Python's lock is held meanwhile, so there is
-one call at a time; only small steps are done here (`fastnn.cpu.executable.ALONE`).
+one call at a time; only small steps are done here (`fastnn.cpu.executable.ALONE`).  `fastnn.cpu.calls` makes such
+functions.
 """
 
 from numba.types import float64 as FLOAT64
