@@ -1,5 +1,6 @@
 """What importing costs, and the cache of compiled kernels: each test in fresh processes with a cache of its own."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -369,3 +370,68 @@ def test_processes_divide_what_is_to_be_compiled(monkeypatch):
     ]  # to 5, 3, 2.5, 2.5
     assert cold.divide(kernels[-1:], 2) == [kernels[-1:]], "no process is started for one"
     assert cold.divide([], 2) == [[]]
+
+
+class Process(contextlib.AbstractContextManager):
+    """In place of one that compiles."""
+
+    def __init__(self):
+        self.ended = []
+
+    def kill(self):
+        self.ended.append("killed")
+
+    def __exit__(self, *error):
+        self.ended.append("waited for")
+
+
+@pytest.fixture
+def cold_start(monkeypatch, tmp_path):
+    """Four CPUs, nothing in the cache; returns what processes are started and what is compiled here."""
+    started, compiled = [], []
+
+    def start(*arguments, **options):
+        started.append(Process())
+        return started[-1]
+
+    monkeypatch.setattr(cold, "available_cpus", lambda: 4)
+    monkeypatch.setattr(cold.loader, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cold.loader, "address", lambda *kernel: compiled.append(kernel))
+    monkeypatch.setattr(cold.subprocess, "Popen", start)
+    return started, compiled
+
+
+NAMES = ["gemm.gemm", "spmm.spmm", "small.fused", "direct.product", "losses.mean_squared_error"]
+KERNELS = [(name, "float32") for name in NAMES]
+
+
+def test_a_cold_start_waits_for_all_processes(cold_start):
+    started, compiled = cold_start
+    cold.load(KERNELS)
+    assert compiled == cold.divide(KERNELS, 4)[0] == [("gemm.gemm", "float32")]
+    assert [process.ended for process in started] == [["waited for"]] * 3
+
+
+def test_a_cold_start_that_is_interrupted(cold_start, monkeypatch):
+    """No process is left behind."""
+    started, _ = cold_start
+
+    def interrupted(*kernel):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cold.loader, "address", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cold.load(KERNELS)
+    assert [process.ended for process in started] == [["killed", "waited for"]] * 3
+
+
+def test_processes_that_cannot_be_started(cold_start, monkeypatch):
+    """What they should have compiled is compiled where it is asked for."""
+    _, compiled = cold_start
+
+    def refused(*arguments, **options):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(cold.subprocess, "Popen", refused)
+    cold.load(KERNELS)
+    assert compiled == [("gemm.gemm", "float32")]
