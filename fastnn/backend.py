@@ -25,8 +25,8 @@ class Backend(Protocol):
     def peaks(self, dtype: str, threads: int, size: int) -> tuple[float, float]:
         """Operations a second and, where `size` bytes lie, bytes a second, at best."""
 
-    def permutation(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """The numbers below n in a random order, int64."""
+    def permutation(self, n: int, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
+        """The numbers below n in a random order, int64: in `out` if that has as many elements, else in new memory."""
 
     def Executable(
         self,

@@ -100,7 +100,7 @@ class Batches:
             program = self._prepare(x, y, weight)
         else:
             program.bind(x=x, y=y)
-        program.totals[:] = 0
+        program.totals.fill(0)
         if self.mode == "train":
             self._train(program)
         else:

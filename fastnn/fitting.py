@@ -15,7 +15,7 @@ from fastnn import callbacks as callbacks_
 if TYPE_CHECKING:
     from fastnn.sequential import Sequential
 
-Permute = Callable[[int], np.ndarray]  # draws an order of n samples
+Permute = Callable[..., np.ndarray]  # ``permute(n, out=None)`` draws an order of n samples
 
 REFRESH = 0.05  # seconds between two looks of the progress bar
 
@@ -280,8 +280,8 @@ class Whole(Epochs):
         program = training.executable(
             self.model, "train", samples.n, self.batch, samples.x_feed, samples.y_feed, samples.weight is not None
         )
-        samples.bind(program, None if self.permute is None else self.permute(samples.n))
-        program.totals[:] = 0
+        samples.bind(program, None if self.permute is None else self.permute(samples.n, out=program.order))
+        program.totals.fill(0)
         steps = -(-samples.n // program.rows)
         if self.watchers:
             for step in range(steps):

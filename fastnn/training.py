@@ -340,11 +340,11 @@ def evaluate_samples(model: Sequential, samples: Samples, batch: int) -> dict[st
     )
     with program.lock:
         samples.bind(program)
-        program.totals[:] = 0
+        program.totals.fill(0)
         program.run(samples.n)
         return logs(model, program.totals, samples.n)
 
 
 def logs(model: Sequential, totals: np.ndarray, n: int) -> dict[str, float]:
     """Means over `n` samples by name."""
-    return dict(zip(["loss", *model.metrics], (totals / n).tolist(), strict=True))
+    return dict(zip(["loss", *model.metrics], [total / n for total in totals.tolist()], strict=True))

@@ -41,12 +41,14 @@ def peaks(dtype: str, threads: int, size: int) -> tuple[float, float]:
     return ceilings.fma_peak(dtype, threads, steps, samples), ceilings.copy_bandwidth(threads, size // 2, 50)
 
 
-def permutation(n: int, rng: np.random.Generator) -> np.ndarray:
-    """The numbers below n in a random order, int64."""
-    index = np.empty(n, np.int64)
-    values = {"index": address(index), "n": n, "seed": int(rng.integers(-(2**63), 2**63))}
+def permutation(n: int, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
+    """The numbers below n in a random order, int64: in `out` if that has as many elements, else in new memory."""
+    if out is None or out.size != n:
+        out = np.empty(n, np.int64)
+    seed = rng.bit_generator.random_raw() - (1 << 63)  # ``rng.integers(-(2**63), 2**63)``, which takes 10 us more
+    values = {"index": address(out), "n": n, "seed": seed}
     immediate.run("shuffle.permutation", np.dtype("float32"), PERMUTATION, values, work=0, threads=1)
-    return index
+    return out
 
 
 def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
@@ -245,6 +247,11 @@ class Executable:
             for table in self._tables:
                 table.bind(name, where)
 
+    @property
+    def order(self) -> np.ndarray | None:
+        """The order of samples of the last run, whose memory the next one may use."""
+        return self._keep.get("index")
+
     def run(
         self,
         rows: int,
@@ -269,14 +276,10 @@ class Executable:
         """
         steps = -(-rows // self.rows)
         stop = steps if stop is None else stop
-        record = self.run_record
-        record["short_step"] = steps - 1 if self._has_short else -1
-        record["origin"], record["seed"] = origin, seed
-        record["rate"] = 0 if rate is None else address(rate) - rate.strides[0] * first
-        self._flags[8] = 0
-        if self._rests:
-            self._resting[:] = 0  # the state may have been set since the last run
-        self.progress[0] = first
+        where = 0 if rate is None else address(rate) - rate.strides[0] * first
+        short = steps - 1 if self._has_short else -1
+        self._tell(short, where, origin, seed)
+        self.progress[0], self.progress[8] = first, 0
         if self.threads == 1:
             team.run_alone(self._alone, first, stop, watch)
             return
@@ -287,7 +290,6 @@ class Executable:
                 self._together(crew, watch)
                 return
             lead = crew.lead
-            short = int(record["short_step"][0])
             self._trial.run(lambda way, low, high: self._slice(way, low, high, lead), first, stop, short, watch)
 
     def _slice(self, way: int, first: int, stop: int, lead: Callable[[int], None]) -> None:
@@ -303,13 +305,8 @@ class Executable:
 
         ``rate[at]`` is the optimizer's step size.
         """
-        words = self._words
-        where = 0 if rate is None else address(rate) + rate.strides[0] * at
-        for i in (0, WORDS):
-            words[i + SHORT_STEP], words[i + RATE], words[i + ORIGIN], words[i + SEED] = -1, where, origin, seed
-        self._flags[:] = 0
-        if self._rests:
-            self._resting[:] = 0
+        self._tell(-1, 0 if rate is None else address(rate) + rate.strides[0] * at, origin, seed)
+        self.progress[0] = self.progress[8] = 0
         if self.threads == 1 or self._single_alone:
             self._alone(0, 1)
             return
@@ -369,6 +366,14 @@ class Executable:
                 return share
         return 1.0
 
+    def _tell(self, short: int, rate: int, origin: int, seed: int) -> None:
+        """Fill in what all steps of a run need to know; `rate` is the address of the step size of step 0."""
+        words = self._words
+        for i in (0, WORDS):
+            words[i + SHORT_STEP], words[i + RATE], words[i + ORIGIN], words[i + SEED] = short, rate, origin, seed
+        if self._rests:
+            self._resting.fill(0)  # the state may have been set since the last run
+
     def _begin(self, first: int, stop: int, threads: int) -> None:
         """Prepare the steps [first, stop) for so many threads.
 
@@ -379,9 +384,9 @@ class Executable:
         for word, value in self._table_words[threads > 1]:
             words[word] = value
         words[WORDS + FIRST], words[WORDS + STOP] = first, stop
-        self._team[:] = 0
+        self._team.fill(0)
         for table in self._tables:
-            table.claims[:] = 0
+            table.claims.fill(0)
 
     def _alone(self, first: int, stop: int) -> None:
         self._begin(first, stop, 1)
