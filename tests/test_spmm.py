@@ -16,7 +16,7 @@ import fastnn
 from fastnn import data, training
 from fastnn.cpu import blocking, division, loader, spmm, trial, zeros
 from fastnn.cpu.immediate import KERNEL
-from fastnn.cpu.memory import address
+from fastnn.cpu.memory import address, allocate
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.plan import Lowering
 from fastnn.program import Op
@@ -279,6 +279,59 @@ def test_rows_that_are_updated_in_registers(optimizer, end, dtype):
             found = updated("spmm.update", optimizer, x, d, before, dtype, threads, end)
             for have, want in zip(found, expected, strict=True):
                 np.testing.assert_array_equal(have, want)
+
+
+def lent(name, optimizer, x, d, before, dtype, end, turns):
+    """As `updated`, by two owners of inputs, who come in these turns, a step after the other.
+
+    Who comes first finds that the other has done nothing yet, and does everything.
+    """
+    held = [Guarded(each, end).array for each in before]
+    (rows, inputs), units = x.shape, d.shape[1]
+    at = inputs // 2
+    constants = {"momentum": 0.9, "decay_1": 0.1, "decay_2": 0.001, "epsilon": 1e-7, "p_row": units}
+    a = Guarded(padded(x, dtype), end).array
+    claims = allocate(2 * blocking.LINE, "int64")
+    records, kept = [], []
+    for owner, (low, high) in enumerate(((0, at), (at, inputs))):
+        cut = blocking.sparse(high - low, units, rows, dtype, a.shape[1], units, 1, 1, lent=True)
+        fields = {**cut, "m": high - low, "n": units, "k": rows, "a": a[:, low:], "a_row": 1, "a_col": a.shape[1]}
+        fields |= {"b": Guarded(d, end).array, "b_row": units, "b_col": 1, "touched": 1}
+        fields |= {"claims": claims[owner * blocking.LINE :], "kernel": loader.address(name, dtype)}
+        for field, first, rule in (("epilogue", low, "_row" * (name == "spmm.update")), ("sums", inputs, "")):
+            places = dict(zip(("p", "s0", "s1"), (each[first:] for each in held), strict=False))
+            kept.append(
+                record(UPDATE, kernel=loader.address(f"optimizers.{optimizer}{rule}", dtype), **places, **constants)
+            )
+            fields[field] = address(kept[-1]) if field == "epilogue" or owner == 0 else 0
+        records.append((fields, blocking.sparse_scratch(rows, dtype, cut)))
+    for step in turns:
+        for owner in step:
+            (own, size), (other, more) = records[owner], records[1 - owner]
+            scratch = Guarded(np.zeros(max(size, more), dtype), end).array
+            help = record(GEMM, **{**other, "scratch": scratch})
+            call(name, dtype, GEMM, {**own, "scratch": scratch, "help": address(help)}, rate=np.array([RATE, 0.75]))
+    return held, claims
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("rows", [5, 64, 130])
+def test_an_owner_who_is_done_does_what_the_other_has_left(rows, end, dtype):
+    """All updates are done once in each step, whoever comes first."""
+    w = lanes(dtype)
+    for inputs, units in itertools.product((16, 144, 784), (4 * w, 8 * w, 20 * w)):
+        x, d = sparse((rows, inputs), dtype, 0.2), random((rows, units), dtype, 2)
+        before = [abs(random((inputs + 1, units), dtype, seed)) for seed in range(3)]
+        name = "spmm.update" if rows <= blocking.WORD else "spmm.spmm"
+        turns = [(0, 1), (1, 0), (1, 0), (0, 1)]
+        found, claims = lent(name, "adam", x, d, before, dtype, end, turns)
+        assert (claims[:: blocking.LINE] > 0).all()
+        expected = before
+        for _ in turns:
+            expected = updated(name, "adam", x, d, expected, dtype, 1, end)
+        for have, want in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(have, want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

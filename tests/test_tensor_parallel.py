@@ -15,6 +15,7 @@ import fastnn
 from fastnn import costs, records, training
 from fastnn.batches import Family
 from fastnn.cpu import blocking, division, executable, tensor_parallel, trial
+from fastnn.cpu import zeros as leaving
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.plan import Lowering
 
@@ -90,10 +91,11 @@ def build(name, optimizer="adam", dtype="float32", n_threads=1):
     return plans.build(name, optimizer, dtype, inputs, n_threads=n_threads), rows
 
 
-def step(name, dtype="float32", threads=tensor_parallel.OWNERS, rows=None):
-    """The program of a step, divided among threads."""
+def step(name, dtype="float32", threads=tensor_parallel.OWNERS, rows=None, *, zeros=False):
+    """The program of a step, divided among threads; `zeros`: of samples that are mostly 0."""
     model, full = build(name, dtype=dtype)
     x, y = plans.data(model, full, NETWORKS[name][0])
+    x = x * (np.random.default_rng(0).random(x.shape) < 0.2).astype(x.dtype) if zeros else x
     samples = training.checked(model, x, y, np.ones(full))
     network = model._built()
     plan = Lowering(network.stages, samples.x_feed, rows or full, full, network.backend.pad(dtype))
@@ -165,6 +167,11 @@ def intervals(ops):
     return found
 
 
+def marked(op, dtype, thread):
+    """What an operation reads and writes if that thread does it."""
+    return [[(b, i, np.full(len(i), 1 << thread)) for b, i, _ in each] for each in plans.accesses(op, dtype)]
+
+
 def conflicts(program, dtype):
     """Operations of one thread that read what another writes in the same interval, or write what it uses."""
     found = []
@@ -173,8 +180,7 @@ def conflicts(program, dtype):
         for thread, ops in enumerate(together):
             made = []
             for op in ops:
-                reads, writes = plans.accesses(op, dtype)
-                reads, writes = ([(b, i, np.full(len(i), 1 << thread)) for b, i, _ in each] for each in (reads, writes))
+                reads, writes = marked(op, dtype, thread)
                 if memory.conflicts(reads, writes):
                     found.append(f"{op.layer} {op.label}")
                 made.append((reads, writes))
@@ -205,6 +211,34 @@ def test_no_barrier_is_superfluous(name):
         assert conflicts(program, "float32"), pair[0].label
         for op in pair:
             op.barrier = True
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_lent(name, dtype):
+    """Updates of a first layer, where inputs are mostly 0 and owned: they may be done until the step ends."""
+    for rows in (1, None):
+        ops = list(zip(*(each.ops for each in step(name, dtype, rows=rows).apart), strict=True))
+        assert all(op.help is None for pair in ops for op in pair)  # these inputs have no zeros
+        program = step(name, dtype, rows=rows, zeros=True)
+        pairs = list(zip(*(each.ops for each in program.apart), strict=True))
+        (pair,) = [pair for pair in pairs if pair[0].help is not None] or [None]
+        if pair is None:  # or too small
+            assert name != "many inputs" or rows == 1
+            continue
+        assert NETWORKS[name][2] == "inputs"
+        assert all(op.kernel in leaving.KERNELS and op.epilogue.record is records.UPDATE for op in pair)
+        assert pair[0].fields["claims"] == pair[1].help.fields["claims"] != pair[0].help.fields["claims"]
+        for thread, op in enumerate(pair):
+            assert division.cut(op, dtype, 1) == division.cut(pair[1 - thread].help, dtype, 1)
+            memory = plans.Memory()
+            others = program.apart[1 - thread].ops
+            for other in intervals(others)[-1]:
+                if other is not pair[1 - thread]:
+                    memory.add(*marked(other, dtype, 1 - thread))
+            assert not memory.conflicts(*marked(op.help, dtype, thread))
+            assert [buffer for buffer, _, _ in plans.accesses(op.help, dtype)[1] if buffer in ARENAS] == []
 
 
 @pytest.mark.usefixtures("networks")

@@ -183,13 +183,15 @@ def sparse(
     threads: int,
     *,
     turned: bool = False,
+    lent: bool = False,
 ) -> dict[str, int]:
     """As `blocks`, for `fastnn.cpu.spmm`; panels are `WIDE` vectors wide.
 
     Where A's rows are contiguous (forward, input gradient), tasks are columns as far as these can be shared evenly, so
     that a thread reads a part of B only, and rows of these.  Else (weight gradient) they are rows of C, so that a
     thread needs its columns of the batch, and what it updates lies in one piece: 784-256-10, batch 128, two threads:
-    128 us a step; 142 by columns.  For the same reason they are columns where C is `turned`.
+    128 us a step; 142 by columns.  For the same reason they are columns where C is `turned`.  Those that may be `lent`
+    to a thread that is done earlier are many.
 
     A block of B whose rows lie on as many pages is copied if many rows use it, since a CPU finds no more than 64 pages
     at once; and a block of A whose rows are not contiguous, if many panels do.
@@ -200,7 +202,7 @@ def sparse(
     # whose sums the second-level cache keeps, use a block of B while it is in the first one.
     together, block, copy = min(panels, 4), 256, 0
     # One core may be slower than another for a while; but a task has 96 rows.
-    tasks = 4 * threads if threads > 1 and m * n * k > LONG else 1
+    tasks = 4 * threads if threads > 1 and m * n * k > LONG else TASKS if lent else 1
     if a_col == 1 or turned:
         columns = math.gcd(panels, threads)
         together = next(e for e in (4, 3, 2, 1) if panels // columns % e == 0)
@@ -210,12 +212,12 @@ def sparse(
         if turned and k <= WORD:
             block = 2 * lanes
     else:
-        rows = -(-m // (threads * lanes)) * lanes or lanes
+        rows = -(-m // ((tasks if lent else threads) * lanes)) * lanes or lanes
         if k <= WORD:
             block = 8  # there is one block of B: sums stay in the first-level cache, with what is updated by them
         elif panels > 2:
             copy, together = 1, panels
-            most = max(64, min(block, COPY // (k * size), max(96, -(-m // tasks))))
+            most = max(64, min(block, COPY // (k * size), max(64 if lent else 96, -(-m // tasks))))
             rows = -(-m // (threads * -(-m // (threads * most)) * lanes)) * lanes
     block = min(block, rows)
     pack = int(b_col != 1 or (b_row * size >= PAGE and block >= 64))

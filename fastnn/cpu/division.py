@@ -32,7 +32,8 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         parted = op.kernel == zeros.UPDATING and n > blocking.WIDE * blocking.CPU.lanes(dtype)
         touched = int(updates and not turned and (threads > 1 or parted))
         rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
-        blocks = blocking.sparse(rows, n, k, dtype, *strides[1:], sharing, turned=turned)
+        lent = "claims" in op.fields
+        blocks = blocking.sparse(rows, n, k, dtype, *strides[1:], sharing, turned=turned, lent=lent)
         return {"touched": touched, "by_rows": by_rows, "finish": finish, **blocks}
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
@@ -94,6 +95,8 @@ def divide(program: Program, dtype: str, threads: int, *, alone: bool = False) -
         _share(each, dtype, threads, rests=split is None or not split.before)
     for each in program.apart:
         tensor_parallel.set_barriers(each)
+    if program.apart and split is not None and not split.before:
+        tensor_parallel.lend(program.apart)
     for each in (program, *program.apart):
         for op in each.ops:
             zeros.offer(op, dtype)

@@ -64,7 +64,8 @@ def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
 def _with_epilogues(op: Op) -> list[Op]:
     """The ways that an operation may be done, and their epilogues: all that has a record."""
     found = [op.sums, *(each for way in (*op.sparsely, op) for each in (way, way.epilogue))]
-    return [each for each in found if each is not None]
+    others = _with_epilogues(op.help) if op.help is not None else []
+    return [each for each in found if each is not None] + others
 
 
 def _memory(elements: int, dtype: str, lent: np.ndarray | None) -> np.ndarray:
@@ -91,17 +92,23 @@ class Table:
         self.bound: dict[str, list[int]] = {}  # buffer -> positions of 8-byte words to patch
         free = iter(range(self.length, len(every)))  # slots for what no thread comes to by itself
         for slot, op in enumerate(program.ops):
-            extra: Fields = {}
-            if op.sums is not None:
-                extra["sums"] = self._put(next(free), op.sums, {})
-            if op.record is GEMM:
-                extra |= {"scratch": scratch, "scratch_stride": stride}
-            for way in (op, *reversed(op.sparsely)):
-                at = slot if way is (*op.sparsely, op)[0] else next(free)
-                if way.epilogue is not None:
-                    called = division.finished(way, dtype) == EPILOGUE
-                    extra["epilogue"] = self._put(next(free), way.epilogue, {}, called=called)
-                extra["otherwise"] = self._put(at, way, {**extra, **self._cut(way, at, threads)})
+            common: Fields = {"scratch": scratch, "scratch_stride": stride} if op.record is GEMM else {}
+            if op.help is not None:
+                common["help"] = self._fill(next(free), op.help, free, dict(common), threads)
+            self._fill(slot, op, free, common, threads)
+
+    def _fill(self, slot: int, op: Op, free: Iterator[int], common: Fields, threads: int) -> int:
+        """Fill in the records of an operation, the first one at `slot`, and say where that is."""
+        extra = dict(common)
+        if op.sums is not None:
+            extra["sums"] = self._put(next(free), op.sums, {})
+        for way in (op, *reversed(op.sparsely)):
+            at = slot if way is (*op.sparsely, op)[0] else next(free)
+            if way.epilogue is not None:
+                called = division.finished(way, self.dtype) == EPILOGUE
+                extra["epilogue"] = self._put(next(free), way.epilogue, {}, called=called)
+            extra["otherwise"] = self._put(at, way, {**extra, **self._cut(way, at, threads)})
+        return self.address + slot * SLOT
 
     def _cut(self, op: Op, slot: int, threads: int) -> dict[str, int]:
         """How an operation is divided, if it is a product."""
@@ -192,6 +199,7 @@ class Executable:
         wanted += [calls.PREDICT] if sums == 0 and self._is_small and builtin.python() else []
         cold.load(wanted)
         self._team = np.zeros(24, np.int64)
+        self._claims: list[np.ndarray] = []  # of owners' tasks, for each kind of step
         self._flags = np.zeros(16, np.int64)  # 0: steps done, 8: halt
         self.run_record = np.zeros(2, RUN.dtype)  # the second one is for threads that do operations by themselves
         self._run_address = address(self.run_record)
@@ -223,6 +231,9 @@ class Executable:
         `prefix`.
         """
         run = self.run_record
+        lent = sum(op.help is not None for program in step.apart for op in program.ops)
+        self._claims.append(allocate(lent * 2 * blocking.LINE, "int64"))
+        bases = {**bases, "claims": address(self._claims[-1])}
 
         def table(program: Program, threads: int, thread: int = 0) -> Table:
             scratch = Ref("arena", self.scratch + thread * stride)
@@ -385,8 +396,8 @@ class Executable:
             words[word] = value
         words[WORDS + FIRST], words[WORDS + STOP] = first, stop
         self._team.fill(0)
-        for table in self._tables:
-            table.claims.fill(0)
+        for claims in (*self._claims, *(table.claims for table in self._tables)):
+            claims.fill(0)
 
     def _alone(self, first: int, stop: int) -> None:
         self._begin(first, stop, 1)

@@ -4,6 +4,7 @@ from fastnn.cpu.blocking import LINE
 from fastnn.cpu.jit import device
 from fastnn.cpu.parts import PARTS
 from fastnn.cpu.simd import fetch_add, is_null
+from fastnn.cpu.tensor_parallel import OWNERS
 
 
 @device
@@ -34,11 +35,13 @@ def claim(claims, tasks, thread, threads, owner):
     A thread does its own share first and then what others have left of theirs: the system interrupts some threads and
     not others, and two cores are not always equally fast.  `owner` counts from `thread` to all of the `threads`, modulo
     their number.  Every thread asks once in vain of every share, so a counter that has seen a whole step is a multiple
-    of what it is divided by, and need not be set back.
+    of what it is divided by, and need not be set back.  Where one thread has all tasks, another one asks for them, too
+    (`fastnn.cpu.tensor_parallel.lend`).
     """
+    asking = max(threads, OWNERS)
     while owner < thread + threads:
         first, last = share(tasks, owner % threads, threads)
-        number = fetch_add(claims, owner % threads * LINE, 1) % (last - first + threads)
+        number = fetch_add(claims, owner % threads * LINE, 1) % (last - first + asking)
         if number < last - first:
             return owner, first + number
         owner += 1
