@@ -223,8 +223,8 @@ class _Run:
             threads=threads,
             steps=len(times),
             rows=tuple(
-                _row(ops, self._label(ops[0]), float(took), size, self._density, peak, bandwidth)
-                for ops, took in zip(self._operations(), middle[:-1, 1], strict=True)
+                _row(ops, self._label(ops[0]), took, size, self._density, peak, bandwidth)
+                for ops, took in self._operations(middle[:-1, 1])
             ),
             waiting=float(np.median(times[:, :, 0].sum(axis=1))) if threads > 1 else 0.0,
             step=float(np.median(times.sum(axis=(1, 2)))),
@@ -233,9 +233,18 @@ class _Run:
             footprint=footprint,
         )
 
-    def _operations(self) -> list[tuple[Op, ...]]:
-        """What is done at each place of a step: one operation, or one by each thread."""
-        return list(zip(*(each.ops for each in self.program.apart or [self.program]), strict=True))
+    def _operations(self, seconds: np.ndarray) -> list[tuple[tuple[Op, ...], float]]:
+        """What is done at each place of a step, one operation or one by each thread, and how long it took.
+
+        What threads do of each other's share belongs to what they do of their own.
+        """
+        found: list[tuple[tuple[Op, ...], float]] = []
+        places = zip(*(each.ops for each in self.program.apart or [self.program]), strict=True)
+        for ops, took in zip(places, seconds.tolist(), strict=True):
+            if ops[0].helps:
+                ops, took = found[-1][0], found.pop()[1] + took
+            found.append((ops, took))
+        return found
 
     def _density(self, op: Op) -> float:
         """What part of a product's multiply-adds is done; others have a 0."""

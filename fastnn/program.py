@@ -13,7 +13,7 @@ The buffers of a program:
 ``arena``       activations, gradients, gathered batches: everything within a step
 ``apart``       the same for a second thread that does operations by itself
 ``resting``     bytes in which a run finds out which weights updates by 0 do not change
-``claims``      counts of tasks that threads have taken, where one may take another's
+``claims``      counts of tasks that two threads take from each other
 ``totals``      float64 sums over the steps of a run: the loss, then the metrics
 ``x y weight index out``   the caller's arrays, bound for each run
 ==============  ==================================================================
@@ -60,7 +60,7 @@ class Op:
     sparsely: list["Op"] = field(default_factory=list)  # the same, leaving out zeros, for steps in which there are many
     swapped: bool = False  # of a product with a single column: it is computed as a row, C' = B' A'
     sums: "Op | None" = None  # of a product A' D: the epilogue for the sum of D's rows
-    help: "Op | None" = None  # what another thread does instead, some of which this one takes when it is done
+    helps: bool = False  # it is another thread's: this one does what that has left of its tasks
     barrier: bool = False
     layer: str = ""  # what a profile calls it: the layer it belongs to,
     label: str = ""  # and what it does there

@@ -94,7 +94,6 @@ GEMM = Record(
     sums="int",  # address of an epilogue for the sums of D's rows, where C = A' D (bias gradients), or 0
     joined="int",  # 1: these sums are one more row of C to the epilogue of C
     claims="i64*",  # per thread, a cache line apart: tasks of its share that were claimed; 0: nobody takes another's
-    help="int",  # address of a record with another thread's tasks, to be done after one's own (fastnn.cpu.spmm); or 0
     # Per thread: panels of B (kept * columns), partial tiles (partial * columns), a block of A; or what
     # fastnn.cpu.blocking.sparse_scratch says.
     scratch="T*",

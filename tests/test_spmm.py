@@ -297,7 +297,7 @@ def lent(name, optimizer, x, d, before, dtype, end, turns):
         cut = blocking.sparse(high - low, units, rows, dtype, a.shape[1], units, 1, 1, lent=True)
         fields = {**cut, "m": high - low, "n": units, "k": rows, "a": a[:, low:], "a_row": 1, "a_col": a.shape[1]}
         fields |= {"b": Guarded(d, end).array, "b_row": units, "b_col": 1, "touched": 1}
-        fields |= {"claims": claims[owner * blocking.LINE :], "kernel": loader.address(name, dtype)}
+        fields |= {"claims": claims[owner * blocking.LINE :]}
         for field, first, rule in (("epilogue", low, "_row" * (name == "spmm.update")), ("sums", inputs, "")):
             places = dict(zip(("p", "s0", "s1"), (each[first:] for each in held), strict=False))
             kept.append(
@@ -305,12 +305,10 @@ def lent(name, optimizer, x, d, before, dtype, end, turns):
             )
             fields[field] = address(kept[-1]) if field == "epilogue" or owner == 0 else 0
         records.append((fields, blocking.sparse_scratch(rows, dtype, cut)))
-    for step in turns:
-        for owner in step:
-            (own, size), (other, more) = records[owner], records[1 - owner]
-            scratch = Guarded(np.zeros(max(size, more), dtype), end).array
-            help = record(GEMM, **{**other, "scratch": scratch})
-            call(name, dtype, GEMM, {**own, "scratch": scratch, "help": address(help)}, rate=np.array([RATE, 0.75]))
+    for owner in itertools.chain(*turns):
+        for fields, size in (records[owner], records[1 - owner]):
+            scratch = Guarded(np.zeros(size, dtype), end).array
+            call(name, dtype, GEMM, {**fields, "scratch": scratch}, rate=np.array([RATE, 0.75]))
     return held, claims
 
 

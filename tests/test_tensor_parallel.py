@@ -15,7 +15,8 @@ import fastnn
 from fastnn import costs, records, training
 from fastnn.batches import Family
 from fastnn.cpu import blocking, division, executable, tensor_parallel, trial
-from fastnn.cpu import zeros as leaving
+from fastnn.cpu.immediate import KERNEL
+from fastnn.cpu.memory import address
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.plan import Lowering
 
@@ -75,6 +76,7 @@ def small(monkeypatch):
     for name in ("ALONE", "TOGETHER", "AWAKE"):
         monkeypatch.setattr(executable, name, 0)
     monkeypatch.setattr(tensor_parallel, "LEAST", 0)
+    monkeypatch.setattr(tensor_parallel, "LENT", 0)
     monkeypatch.setattr(tensor_parallel, "REPEATED", 1)
 
 
@@ -157,6 +159,11 @@ def test_threads_own_what_they_should(name):
 # --- what threads share ---------------------------------------------------------------------------------------------
 
 
+def own(program):
+    """What a thread does of its own."""
+    return [op for op in program.ops if not op.helps]
+
+
 def intervals(ops):
     """The operations between two barriers; a step begins with one."""
     found = [[]]
@@ -173,9 +180,12 @@ def marked(op, dtype, thread):
 
 
 def conflicts(program, dtype):
-    """Operations of one thread that read what another writes in the same interval, or write what it uses."""
+    """Operations of one thread that read what another writes in the same interval, or write what it uses.
+
+    What a thread does of another's share is left out: see `test_what_is_lent`.
+    """
     found = []
-    for together in itertools.zip_longest(*(intervals(each.ops) for each in program.apart), fillvalue=()):
+    for together in itertools.zip_longest(*(intervals(own(each)) for each in program.apart), fillvalue=()):
         memory = plans.Memory()
         for thread, ops in enumerate(together):
             made = []
@@ -217,28 +227,68 @@ def test_no_barrier_is_superfluous(name):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_lent(name, dtype):
-    """Updates of a first layer, where inputs are mostly 0 and owned: they may be done until the step ends."""
-    for rows in (1, None):
-        ops = list(zip(*(each.ops for each in step(name, dtype, rows=rows).apart), strict=True))
-        assert all(op.help is None for pair in ops for op in pair)  # these inputs have no zeros
-        program = step(name, dtype, rows=rows, zeros=True)
-        pairs = list(zip(*(each.ops for each in program.apart), strict=True))
-        (pair,) = [pair for pair in pairs if pair[0].help is not None] or [None]
-        if pair is None:  # or too small
-            assert name != "many inputs" or rows == 1
-            continue
-        assert NETWORKS[name][2] == "inputs"
-        assert all(op.kernel in leaving.KERNELS and op.epilogue.record is records.UPDATE for op in pair)
-        assert pair[0].fields["claims"] == pair[1].help.fields["claims"] != pair[0].help.fields["claims"]
-        for thread, op in enumerate(pair):
-            assert division.cut(op, dtype, 1) == division.cut(pair[1 - thread].help, dtype, 1)
-            memory = plans.Memory()
-            others = program.apart[1 - thread].ops
-            for other in intervals(others)[-1]:
-                if other is not pair[1 - thread]:
-                    memory.add(*marked(other, dtype, 1 - thread))
-            assert not memory.conflicts(*marked(op.help, dtype, thread))
-            assert [buffer for buffer, _, _ in plans.accesses(op.help, dtype)[1] if buffer in ARENAS] == []
+    """The last update: it may be done by anybody until the step ends, and both find the same tasks."""
+    for rows, mostly in itertools.product((1, 3, None), (False, True)):
+        program = step(name, dtype, rows=rows, zeros=mostly)
+        helping = [[op for op in each.ops if op.helps] for each in program.apart]
+        assert [len(each) for each in helping] in ([0, 0], [1, 1])
+        if rows is None and name in ("many inputs", "units"):
+            assert any(helping)
+        counters = []
+        for thread, copy in ((thread, op) for thread, ops in enumerate(helping) for op in ops):
+            other = own(program.apart[1 - thread])
+            op = [each for each in other if each.epilogue is not None and each.epilogue.record is records.UPDATE][-1]
+            for way, again in zip([op, *op.sparsely], [copy, *copy.sparsely], strict=True):
+                assert way.kernel == again.kernel
+                assert way.kernel in division.CLAIMABLE
+                assert division.cut(way, dtype, 1) == division.cut(again, dtype, 1)
+                assert [way.fields.get(name) for name in ("a", "claims", "most")] == [
+                    again.fields.get(name) for name in ("a", "claims", "most")
+                ]
+                counters.append(way.fields["claims"].offset)
+            touched = plans.Memory()
+            for each in intervals(other)[-1]:
+                if each is not op:
+                    touched.add(*marked(each, dtype, 1 - thread))
+            assert not touched.conflicts(*marked(copy, dtype, thread))
+        assert len(set(counters)) == len(counters)
+        assert max(counters, default=0) < tensor_parallel.CLAIMS
+
+
+def one_by_one(model, samples, rows, orders):
+    """A step for each of `orders`, without threads: in which order they come after each barrier."""
+    found = training.executable(model, "train", samples.n, rows, samples.x_feed, samples.y_feed)
+    rates = model.optimizer.rates(len(orders))
+    samples.bind(found)
+    found._tell(-1, address(rates), 0, 0)
+    found._begin(0, len(orders), tensor_parallel.OWNERS)
+    tables = [next(table for table in found._tables if table.address == at) for at in found._own_tables[0]]
+    single = address(found.run_record) + records.SLOT
+    words = records.SLOT // 8
+    for number, order in enumerate(orders):
+        barriers = [i for i in range(tables[0].length) if tables[0]._words[i * words + 1]]
+        for low, high in itertools.pairwise([0, *barriers, tables[0].length]):
+            for thread in order:
+                for i in range(low, high):
+                    kernel = KERNEL(int(tables[thread]._words[i * words]))
+                    kernel(tables[thread].address + i * records.SLOT, single, number, 0)
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("name", ["inputs", "many inputs", "units", "units, one unit", "units, no bias"])
+def test_who_comes_first_does_what_the_other_has_left(name, zeros, dtype):
+    """Each update is done once, by whomever: the last ones by who comes first."""
+    orders = [(0, 1), (1, 0), (1, 0), (0, 1), (0, 1), (1, 0)]
+    models = [build(name, dtype=dtype, n_threads=threads)[0] for threads in (1, 2)]
+    rows = NETWORKS[name][1]
+    x, y = plans.data(models[0], len(orders) * rows, NETWORKS[name][0])
+    x = x * (np.random.default_rng(0).random(x.shape) < 0.2).astype(x.dtype) if zeros else x
+    one_by_one(models[1], training.checked(models[1], x, y), rows, orders)
+    models[0].fit(x, y, batch_size=rows, shuffle=False, verbose=0)
+    for a, b in zip(*(model.get_weights() for model in models), strict=True):
+        assert np.array_equal(a, b)
 
 
 @pytest.mark.usefixtures("networks")
@@ -258,7 +308,7 @@ def test_what_threads_write_is_their_own(name):
     wrote = []
     for thread, each in enumerate(program.apart):
         mine = set()
-        for op in each.ops:
+        for op in own(each):
             for buffer, index, _ in plans.accesses(op, "float32")[1]:
                 if buffer in ARENAS:
                     assert buffer == ARENAS[thread]
@@ -424,7 +474,7 @@ def test_profile_counts_what_each_thread_does():
     summed = next(op for op in step("inputs", threads=1).ops if op.label == "forward")
     assert by_name["dense forward, part 1"].flops == 2 * rows * 100 * summed.fields["n"]
     assert by_name["dense forward, sum of parts"].flops == 0
-    labels = [op.label.replace("sparse_categorical_", "") for op in program.apart[0].ops]
+    labels = [op.label.replace("sparse_categorical_", "") for op in own(program.apart[0])]
     labels.remove("gather weights")
     assert [row.operation for row in found.rows] == labels
     repeated = next(op for op in program.ops if op.layer == "dense_1" and op.label == "forward")

@@ -207,7 +207,7 @@ def sparse(
         columns = math.gcd(panels, threads)
         together = next(e for e in (4, 3, 2, 1) if panels // columns % e == 0)
         least = lanes if turned else 1
-        tall = max(96, -(-m // -(-tasks * together // panels)))
+        tall = max(2 * lanes if lent else 96, -(-m // -(-tasks * together // panels)))
         rows = min(-(-m // (threads // columns * least)) * least, -(-tall // least) * least, block) or least
         if turned and k <= WORD:
             block = 2 * lanes

@@ -12,6 +12,7 @@ FINISHED = {
     "activations.relu_backward": RELU_SLOPE,
 }
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
+CLAIMABLE = "gemm.gemm", "small.fused", *zeros.KERNELS  # kernels whose tasks threads can take from each other
 
 
 def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
@@ -19,7 +20,7 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
     m, n, k = op.number("m"), op.number("n"), op.number("k")
     by_rows = int(op.by_rows and op.batch == "m")
     strides = op.number("a_row"), op.number("a_col"), op.number("b_row"), op.number("b_col")
-    finish = finished(op, dtype)
+    finish, lent = finished(op, dtype), "claims" in op.fields
     if op.kernel in ("small.fused", "small.slim"):
         # Stores from registers need not be hidden: the next tile is computed while they wait.
         touched = int(op.shared and finish == EPILOGUE)
@@ -32,11 +33,10 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         parted = op.kernel == zeros.UPDATING and n > blocking.WIDE * blocking.CPU.lanes(dtype)
         touched = int(updates and not turned and (threads > 1 or parted))
         rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
-        lent = "claims" in op.fields
         blocks = blocking.sparse(rows, n, k, dtype, *strides[1:], sharing, turned=turned, lent=lent)
         return {"touched": touched, "by_rows": by_rows, "finish": finish, **blocks}
     if not op.by_rows or op.batch == "n":
-        return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
+        return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, 1 + lent if threads == 1 else threads)}
     return {"by_rows": 1, **blocking.blocks(-(-m // threads), n, k, dtype, *strides, 1)}
 
 
@@ -95,11 +95,11 @@ def divide(program: Program, dtype: str, threads: int, *, alone: bool = False) -
         _share(each, dtype, threads, rests=split is None or not split.before)
     for each in program.apart:
         tensor_parallel.set_barriers(each)
-    if program.apart and split is not None and not split.before:
-        tensor_parallel.lend(program.apart)
     for each in (program, *program.apart):
         for op in each.ops:
             zeros.offer(op, dtype)
+    if split is not None and program.apart:
+        tensor_parallel.lend(program.apart, split, CLAIMABLE)
     if single is not None and not program.apart:
         divide(single, dtype, 1)
         program.alone = single
@@ -178,7 +178,6 @@ def _shared(op: Op, ops: list[Op]) -> bool:
 
 def claimed(op: Op, threads: int) -> bool:
     """Whether threads take each other's tasks of a product: where that is worth atomic operations."""
-    kernels = "gemm.gemm", "small.fused", *zeros.KERNELS
-    if threads == 1 or op.kernel not in kernels or op.by_rows or "part" in op.fields:
+    if threads == 1 or op.kernel not in CLAIMABLE or op.by_rows or "part" in op.fields:
         return False
     return op.number("m") * op.number("n") * op.number("k") > CLAIMED

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fastnn.cpu import blocking, builtin, calls, cold, division, immediate, loader, team, trial
+from fastnn.cpu import blocking, builtin, calls, cold, division, immediate, loader, team, tensor_parallel, trial
 from fastnn.cpu.memory import address, allocate
 from fastnn.program import Fields, Op, Program, Ref
 from fastnn.records import EPILOGUE, GEMM, PERMUTATION, RUN, SLOT
@@ -64,8 +64,7 @@ def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
 def _with_epilogues(op: Op) -> list[Op]:
     """The ways that an operation may be done, and their epilogues: all that has a record."""
     found = [op.sums, *(each for way in (*op.sparsely, op) for each in (way, way.epilogue))]
-    others = _with_epilogues(op.help) if op.help is not None else []
-    return [each for each in found if each is not None] + others
+    return [each for each in found if each is not None]
 
 
 def _memory(elements: int, dtype: str, lent: np.ndarray | None) -> np.ndarray:
@@ -92,23 +91,17 @@ class Table:
         self.bound: dict[str, list[int]] = {}  # buffer -> positions of 8-byte words to patch
         free = iter(range(self.length, len(every)))  # slots for what no thread comes to by itself
         for slot, op in enumerate(program.ops):
-            common: Fields = {"scratch": scratch, "scratch_stride": stride} if op.record is GEMM else {}
-            if op.help is not None:
-                common["help"] = self._fill(next(free), op.help, free, dict(common), threads)
-            self._fill(slot, op, free, common, threads)
-
-    def _fill(self, slot: int, op: Op, free: Iterator[int], common: Fields, threads: int) -> int:
-        """Fill in the records of an operation, the first one at `slot`, and say where that is."""
-        extra = dict(common)
-        if op.sums is not None:
-            extra["sums"] = self._put(next(free), op.sums, {})
-        for way in (op, *reversed(op.sparsely)):
-            at = slot if way is (*op.sparsely, op)[0] else next(free)
-            if way.epilogue is not None:
-                called = division.finished(way, self.dtype) == EPILOGUE
-                extra["epilogue"] = self._put(next(free), way.epilogue, {}, called=called)
-            extra["otherwise"] = self._put(at, way, {**extra, **self._cut(way, at, threads)})
-        return self.address + slot * SLOT
+            extra: Fields = {}
+            if op.sums is not None:
+                extra["sums"] = self._put(next(free), op.sums, {})
+            if op.record is GEMM:
+                extra |= {"scratch": scratch, "scratch_stride": stride}
+            for way in (op, *reversed(op.sparsely)):
+                at = slot if way is (*op.sparsely, op)[0] else next(free)
+                if way.epilogue is not None:
+                    called = division.finished(way, dtype) == EPILOGUE
+                    extra["epilogue"] = self._put(next(free), way.epilogue, {}, called=called)
+                extra["otherwise"] = self._put(at, way, {**extra, **self._cut(way, at, threads)})
 
     def _cut(self, op: Op, slot: int, threads: int) -> dict[str, int]:
         """How an operation is divided, if it is a product."""
@@ -199,7 +192,7 @@ class Executable:
         wanted += [calls.PREDICT] if sums == 0 and self._is_small and builtin.python() else []
         cold.load(wanted)
         self._team = np.zeros(24, np.int64)
-        self._claims: list[np.ndarray] = []  # of owners' tasks, for each kind of step
+        self._claims: list[np.ndarray] = []  # of the tasks of owners of features, for each kind of step
         self._flags = np.zeros(16, np.int64)  # 0: steps done, 8: halt
         self.run_record = np.zeros(2, RUN.dtype)  # the second one is for threads that do operations by themselves
         self._run_address = address(self.run_record)
@@ -231,8 +224,7 @@ class Executable:
         `prefix`.
         """
         run = self.run_record
-        lent = sum(op.help is not None for program in step.apart for op in program.ops)
-        self._claims.append(allocate(lent * 2 * blocking.LINE, "int64"))
+        self._claims.append(allocate(tensor_parallel.CLAIMS if step.apart else 0, dtype))
         bases = {**bases, "claims": address(self._claims[-1])}
 
         def table(program: Program, threads: int, thread: int = 0) -> Table:

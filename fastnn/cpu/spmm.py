@@ -362,8 +362,6 @@ def make_product(some_rows):
                 task += 1
             else:
                 owner, task = claim(claims, tasks, thread, threads, owner)
-        if op.help:
-            call_kernel(record_at(op.help), run, step, thread)
 
     return product
 

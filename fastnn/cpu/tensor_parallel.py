@@ -22,6 +22,7 @@ from fastnn.program import Fields, Op, Program, Ref
 from fastnn.records import FORWARD, GATHER, GEMM, MAP, TOTAL, UPDATE
 
 OWNERS = 2
+ARENAS = "arena", "apart"  # of the owners
 # Elements: features are owned in whole vectors, on every CPU, and where they are many in whole words of
 # `fastnn.cpu.spmm`.
 VECTOR, WORD, MANY = 16, 64, 512
@@ -35,6 +36,9 @@ COLUMNS = 65536
 # Operations of a step between which it pays: below, one thread is as fast as two; above, tasks that threads take from
 # each other (`fastnn.cpu.share.claim`) gain more.
 LEAST, MOST = 2_000_000, 150_000_000
+LENT = 500_000  # multiply-adds of an update from which an owner helps the other
+WAYS = 3  # of an update, at most: with all elements, without zeros of one factor or the other
+CLAIMS = OWNERS * WAYS * VECTOR  # elements with the counters of their tasks, a cache line or two apart
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def programs(program: Program, split: Split) -> list[Program]:
     where = _take(program, _outputs(split.op))
     nowhere = _take(program, 2 * sum(op.record is TOTAL for op in program.ops))  # float64 that nobody reads
     found = []
-    for owner, (arena, other) in enumerate((("arena", "apart"), ("apart", "arena"))):
+    for owner, (arena, other) in enumerate((ARENAS, ARENAS[::-1])):
         own = [each for op in program.ops for each in _own(op, split, owner, Ref("arena", where))]
         ops = [_moved(op, arena) for op in own]
         for op in ops:
@@ -145,23 +149,45 @@ def set_barriers(program: Program) -> None:
         op.barrier = any(op is each for each in waits)
 
 
-def lend(programs: list[Program]) -> None:
-    """Let the owner who is done first take rows of the other's update of a first layer: those of a row are their own,
-    and the bits are the same whoever computes them.
+def lend(programs: list[Program], split: Split, kernels: tuple[str, ...]) -> None:
+    """Let the owner who is done first do what the other has left of the last update, that of the first layer, if its
+    tasks can be claimed: if it is done by one of these kernels.
 
-    One of two cores may be slower than the other for hours: 784-256-10, batch 32, 92 and 65 us for this update.  Only
-    products of mostly zeros, which take long, and whose tasks are the same ones in every step.
+    The bits are the same whoever does a task.  One of two cores may be slower than the other for hours, since somebody
+    else computes beside it: 784-256-10, batch 32, 91 and 65 us for this update.  Nothing else in a step waits for this
+    update, and it waits for nothing that its owner does after the last barrier.
+
+    Both find the same tasks, in records that are alike, but that each reads its own copy of the second factor, where
+    it has one.  The first factor is the same memory, since it decides how the product is done, and so what a task is.
     """
-    for ops in zip(*(program.ops for program in programs), strict=True):
-        if not all(op.sparse and _updates(op) for op in ops):
-            continue
-        for owner, op in enumerate(ops):
-            op.fields["claims"] = Ref("claims", owner * VECTOR)  # a cache line or two
-        for op, other, arena in zip(ops, reversed(ops), ("arena", "apart"), strict=True):
-            gradient = other.fields["b"]
-            assert isinstance(gradient, Ref)
-            op.help = other.copy()
-            op.help.fields["b"] = Ref(arena, gradient.offset)  # each has one of its own
+    updates = [[op for op in program.ops if _updates(op)][-1] for program in programs]
+    if not all(way.kernel in kernels and _work(op) >= LENT for op in updates for way in _ways(op)):
+        return
+    helping = [_copied(op) for op in updates]
+    for owner, copy in enumerate(helping):
+        copy.helps, copy.barrier = True, False
+        for i, (way, other) in enumerate(zip(_ways(updates[owner]), _ways(copy), strict=True)):
+            way.fields["claims"] = other.fields["claims"] = Ref("claims", (owner * WAYS + i) * VECTOR)
+            second = other.fields["b"]
+            if isinstance(second, Ref) and ("turned" in way.fields) == bool(split.before):
+                other.fields["b"] = replace(second, buffer=ARENAS[1 - owner])
+    for program, op, copy in zip(programs, updates, reversed(helping), strict=True):
+        program.ops.insert(program.ops.index(op) + 1, copy)
+
+
+def _ways(op: Op) -> list[Op]:
+    """The ways that an operation may be done."""
+    return [op, *op.sparsely]
+
+
+def _work(op: Op) -> int:
+    """Multiply-adds of a product."""
+    return op.number("m") * op.number("n") * op.number("k")
+
+
+def _copied(op: Op) -> Op:
+    """A copy, its other ways included."""
+    return replace(op.copy(), sparsely=[way.copy() for way in op.sparsely])
 
 
 def _own(op: Op, split: Split, owner: int, where: Ref) -> list[Op]:
