@@ -14,7 +14,7 @@ from numba.types import float64 as FLOAT64
 
 from fastnn.cpu import blocking, layouts
 from fastnn.cpu.batch import as_forward, as_gemm, as_run, products
-from fastnn.cpu.blocking import MR, SMALL, SMALL_ROW
+from fastnn.cpu.blocking import MR, PLAIN, SMALL, SMALL_ROW
 from fastnn.cpu.crowd import PLACES, TABLE, TAKEN
 from fastnn.cpu.jit import device, entry
 from fastnn.cpu.objects import (
@@ -339,7 +339,9 @@ def product(own, arguments, count):
     gemm.kernel = own_product.tiled
     if m == 1 and gemm.b_col == 1 and k * n > SMALL_ROW:
         gemm.kernel = own_product.rows
-    elif m * n * k <= SMALL and (deep == 1 if own_product.dense else gemm.b_col == 1 and gemm.plain):
+    elif m * n * k <= (SMALL if own_product.dense else PLAIN) and (
+        deep == 1 if own_product.dense else gemm.b_col == 1 and gemm.plain
+    ):
         gemm.kernel = own_product.small
     elif m == 1 and gemm.b_row == 1 and gemm.a_col == 1:
         gemm.kernel = own_product.columns

@@ -141,7 +141,7 @@ def batch(a: np.ndarray, b: np.ndarray, out: np.ndarray, threads: int) -> None:
     scratch = memory.scratch(stride * blocking.SHARES)
     product = np.frombuffer(memory.records, GEMM.dtype, 1)[0]
     contiguous = b.strides[-1] == out.strides[-1] == out.itemsize
-    if contiguous and m * n * k <= (blocking.SMALL if m > 1 else blocking.SMALL_ROW):
+    if contiguous and m * n * k <= (blocking.PLAIN if m > 1 else blocking.SMALL_ROW):
         product["kernel"] = function("small.plain", NAMES[out.itemsize])[0]
     pairs = memory.records * blocking.SHARES
     axes = np.array([lead, a.strides[:-2], b.strides[:-2], out.strides[:-2]], np.int64).T[::-1].copy()
