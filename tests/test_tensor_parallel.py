@@ -255,6 +255,36 @@ def test_what_is_lent(name, dtype):
         assert max(counters, default=0) < tensor_parallel.CLAIMS
 
 
+def tasks(op, dtype="float32"):
+    """How many tasks one thread has of a product."""
+    cut, m, n = division.cut(op, dtype, 1), op.number("m"), op.number("n")
+    width = blocking.WIDE if op.kernel.startswith("spmm") else blocking.NV
+    if op.kernel == "small.fused":
+        return -(-(-(-m // blocking.MR) * -(-n // blocking.columns(dtype))) // (cut["rows"] // blocking.MR))
+    return -(-m // cut["rows"]) * -(-n // (cut["panels"] * width * blocking.CPU.lanes(dtype)))
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "rows"),
+    [((784, 256, 10), 32), ((784, 256, 10), 128), ((100, 256, 128, 1), 64), ((3000, 128, 10), 64)],
+)
+def test_tasks_that_are_lent_are_many(sizes, rows, zeros, monkeypatch):
+    """Or the other could not do a part of them."""
+    monkeypatch.undo()
+    model = fastnn.Sequential([Input(sizes[:1]), *(Dense(n, "relu") for n in sizes[1:])], seed=0)
+    model.compile("adam", "mse")
+    x = np.ones((rows, sizes[0]), "float32")
+    x[:, 10:] *= not zeros
+    samples = training.checked(model, x, np.zeros((rows, sizes[-1])))
+    recipe = training.recipe(model, "train", samples.x_feed, samples.y_feed)
+    program = recipe.lower(model.network, rows, rows)
+    division.divide(program, "float32", 2)
+    helping = [op for each in program.apart for op in each.ops if op.helps]
+    assert len(helping) == 2
+    assert all(tasks(way) >= 4 for op in helping for way in [op, *op.sparsely]), [tasks(op) for op in helping]
+
+
 def one_by_one(model, samples, rows, orders):
     """A step for each of `orders`, without threads: in which order they come after each barrier."""
     found = training.executable(model, "train", samples.n, rows, samples.x_feed, samples.y_feed)

@@ -36,7 +36,7 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         blocks = blocking.sparse(rows, n, k, dtype, *strides[1:], sharing, turned=turned, lent=lent)
         return {"touched": touched, "by_rows": by_rows, "finish": finish, **blocks}
     if not op.by_rows or op.batch == "n":
-        return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, 1 + lent if threads == 1 else threads)}
+        return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
     return {"by_rows": 1, **blocking.blocks(-(-m // threads), n, k, dtype, *strides, 1)}
 
 
