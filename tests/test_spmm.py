@@ -691,7 +691,7 @@ def ways(name, dtype="float32", threads=1):
     recipe = training.recipe(model, "train", samples.x_feed, samples.y_feed)
     program = recipe.lower(model.network, rows, rows)
     division.divide(program, dtype, threads)
-    return [op for each in program.apart or [program] for op in each.ops if op.sparsely]
+    return [op for each in program.apart or [program] for op in each.ops if op.sparsely and not op.helps]
 
 
 def named(ops):
