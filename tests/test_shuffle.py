@@ -20,6 +20,24 @@ def test_the_generator_decides():
     assert (permutation(50, one) != first).any(), "the next one is another"
 
 
+def test_one_number_is_drawn_for_an_order():
+    """As `Generator.integers` draws it, so that what comes after it is the same."""
+    one, other = np.random.default_rng(3), np.random.default_rng(3)
+    permutation(50, one)
+    other.integers(-(2**63), 2**63)
+    assert one.random() == other.random()
+
+
+def test_memory_is_used_again():
+    one, other = np.random.default_rng(1), np.random.default_rng(1)
+    first = permutation(50, one)
+    want = permutation(50, other), permutation(50, other)
+    assert permutation(50, one, first) is first
+    np.testing.assert_array_equal(first, want[1])
+    assert permutation(51, one, first) is not first
+    assert permutation(50, one, None) is not first
+
+
 def test_every_order_is_as_likely():
     rng = np.random.default_rng(0)
     draws = 24_000
