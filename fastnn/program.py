@@ -71,10 +71,16 @@ class Op:
         assert isinstance(value, int)
         return value
 
+    @property
+    def ways(self) -> list["Op"]:
+        """The ways that it may be done, the one that is asked for first at first: without zeros, or as it is."""
+        return [*self.sparsely, self]
+
     def copy(self) -> "Op":
         """The same with fields of its own."""
         epilogue, sums = (each and each.copy() for each in (self.epilogue, self.sums))
-        return replace(self, fields=dict(self.fields), epilogue=epilogue, sums=sums)
+        sparsely = [way.copy() for way in self.sparsely]
+        return replace(self, fields=dict(self.fields), epilogue=epilogue, sums=sums, sparsely=sparsely)
 
 
 @dataclass

@@ -238,7 +238,7 @@ def test_what_is_lent(name, dtype):
         for thread, copy in ((thread, op) for thread, ops in enumerate(helping) for op in ops):
             other = own(program.apart[1 - thread])
             op = [each for each in other if each.epilogue is not None and each.epilogue.record is records.UPDATE][-1]
-            for way, again in zip([op, *op.sparsely], [copy, *copy.sparsely], strict=True):
+            for way, again in zip(op.ways, copy.ways, strict=True):
                 assert way.kernel == again.kernel
                 assert way.kernel in division.CLAIMABLE
                 assert division.cut(way, dtype, 1) == division.cut(again, dtype, 1)
@@ -282,7 +282,7 @@ def test_tasks_that_are_lent_are_many(sizes, rows, zeros, monkeypatch):
     division.divide(program, "float32", 2)
     helping = [op for each in program.apart for op in each.ops if op.helps]
     assert len(helping) == 2
-    assert all(tasks(way) >= 4 for op in helping for way in [op, *op.sparsely]), [tasks(op) for op in helping]
+    assert all(tasks(way) >= 4 for op in helping for way in op.ways), [tasks(op) for op in helping]
 
 
 def one_by_one(model, samples, rows, orders):

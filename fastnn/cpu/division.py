@@ -44,7 +44,7 @@ def scratch(program: Program, dtype: str, threads: int) -> int:
     """Elements of scratch that each thread needs for the products of a program that is divided."""
     sharing = sharers(program, threads)
     every = [op for each in (program, *program.apart) for op in each.ops if op.record is GEMM]
-    every += [each for op in every for each in op.sparsely]
+    every = [each for op in every for each in op.ways]
     least = scratch(program.alone, dtype, 1) if program.alone else 0
     return max([least, *(_scratch(op, dtype, sharing) for op in every)])
 

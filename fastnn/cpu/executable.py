@@ -54,7 +54,7 @@ def permutation(n: int, rng: np.random.Generator, out: np.ndarray | None = None)
 def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
     """Name and dtype of all kernels that a program calls."""
     for op in program.ops:
-        for each in (op.sums, *op.sparsely, op):
+        for each in (op.sums, *op.ways):
             if each is not None:
                 yield each.kernel, dtype
                 if each.epilogue is not None and division.finished(each, dtype) == EPILOGUE:
@@ -63,7 +63,7 @@ def _kernels(program: Program, dtype: str) -> Iterator[tuple[str, str]]:
 
 def _with_epilogues(op: Op) -> list[Op]:
     """The ways that an operation may be done, and their epilogues: all that has a record."""
-    found = [op.sums, *(each for way in (*op.sparsely, op) for each in (way, way.epilogue))]
+    found = [op.sums, *(each for way in op.ways for each in (way, way.epilogue))]
     return [each for each in found if each is not None]
 
 
@@ -96,8 +96,8 @@ class Table:
                 extra["sums"] = self._put(next(free), op.sums, {})
             if op.record is GEMM:
                 extra |= {"scratch": scratch, "scratch_stride": stride}
-            for way in (op, *reversed(op.sparsely)):
-                at = slot if way is (*op.sparsely, op)[0] else next(free)
+            for way in reversed(op.ways):
+                at = slot if way is op.ways[0] else next(free)
                 if way.epilogue is not None:
                     called = division.finished(way, dtype) == EPILOGUE
                     extra["epilogue"] = self._put(next(free), way.epilogue, {}, called=called)

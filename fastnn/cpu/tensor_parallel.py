@@ -161,12 +161,12 @@ def lend(programs: list[Program], split: Split, kernels: tuple[str, ...]) -> Non
     it has one.  The first factor is the same memory, since it decides how the product is done, and so what a task is.
     """
     updates = [[op for op in program.ops if _updates(op)][-1] for program in programs]
-    if not all(way.kernel in kernels and _work(op) >= LENT for op in updates for way in _ways(op)):
+    if not all(way.kernel in kernels and _work(op) >= LENT for op in updates for way in op.ways):
         return
-    helping = [_copied(op) for op in updates]
+    helping = [op.copy() for op in updates]
     for owner, copy in enumerate(helping):
         copy.helps, copy.barrier = True, False
-        for i, (way, other) in enumerate(zip(_ways(updates[owner]), _ways(copy), strict=True)):
+        for i, (way, other) in enumerate(zip(updates[owner].ways, copy.ways, strict=True)):
             way.fields["claims"] = other.fields["claims"] = Ref("claims", (owner * WAYS + i) * VECTOR)
             second = other.fields["b"]
             if isinstance(second, Ref) and ("turned" in way.fields) == bool(split.before):
@@ -175,19 +175,9 @@ def lend(programs: list[Program], split: Split, kernels: tuple[str, ...]) -> Non
         program.ops.insert(program.ops.index(op) + 1, copy)
 
 
-def _ways(op: Op) -> list[Op]:
-    """The ways that an operation may be done."""
-    return [op, *op.sparsely]
-
-
 def _work(op: Op) -> int:
     """Multiply-adds of a product."""
     return op.number("m") * op.number("n") * op.number("k")
-
-
-def _copied(op: Op) -> Op:
-    """A copy, its other ways included."""
-    return replace(op.copy(), sparsely=[way.copy() for way in op.sparsely])
 
 
 def _own(op: Op, split: Split, owner: int, where: Ref) -> list[Op]:
