@@ -93,7 +93,9 @@ GEMM = Record(
     partial="int",  # rows of C for which there is room between two blocks of k
     sums="int",  # address of an epilogue for the sums of D's rows, where C = A' D (bias gradients), or 0
     joined="int",  # 1: these sums are one more row of C to the epilogue of C
-    claims="i64*",  # per thread, a cache line apart: tasks of its share that were claimed; 0: nobody takes another's
+    # Per thread, a cache line apart: tasks of its share that were claimed; 0: nobody takes another's.  Of an owner of
+    # features, whose share is all of them: one (fastnn.cpu.tensor_parallel.lend).
+    claims="i64*",
     # Per thread: panels of B (kept * columns), partial tiles (partial * columns), a block of A; or what
     # fastnn.cpu.blocking.sparse_scratch says.
     scratch="T*",

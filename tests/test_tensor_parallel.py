@@ -19,6 +19,7 @@ from fastnn.cpu.immediate import KERNEL
 from fastnn.cpu.memory import address
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.plan import Lowering
+from fastnn.program import Ref
 
 SPARSE = "sparse_categorical_crossentropy"
 ARENAS = "arena", "apart"  # of the threads
@@ -246,6 +247,8 @@ def test_what_is_lent(name, dtype):
                     again.fields.get(name) for name in ("a", "claims", "most")
                 ]
                 counters.append(way.fields["claims"].offset)
+            if NETWORKS[name][2] == "inputs":
+                assert copy.fields["b"] == Ref(ARENAS[thread], op.fields["b"].offset)  # each has all gradients
             touched = plans.Memory()
             for each in intervals(other)[-1]:
                 if each is not op:
@@ -563,6 +566,43 @@ def noted(original, ways):
         original(self, way, *rest)
 
     return method
+
+
+def wide(threads):
+    """A network with many inputs, and samples for it."""
+    model = fastnn.Sequential([Input((3000,)), Dense(128, "relu"), Dense(10)], seed=0, n_threads=threads)
+    model.compile("adam", "mse")
+    rng = np.random.default_rng(0)
+    return model, rng.standard_normal((256, 3000), "float32"), rng.standard_normal((256, 10), "float32")
+
+
+def test_products_that_are_cut_are_lent(monkeypatch):
+    monkeypatch.setattr(blocking, "of_matrix", lambda *_: "gemm.gemm")  # as it is without zeros beyond the caches
+    (one, x, y), (two, _, _) = wide(1), wide(2)
+    samples = training.checked(two, x, y)
+    recipe = training.recipe(two, "train", samples.x_feed, samples.y_feed)
+    program = recipe.lower(two.network, 64, 64)
+    division.divide(program, "float32", 2)
+    assert [op.kernel for each in program.apart for op in each.ops if op.helps] == ["gemm.gemm"] * 2
+    one_by_one(two, samples, 64, [(0, 1), (1, 0), (1, 0), (0, 1)])
+    one.fit(x, y, batch_size=64, shuffle=False, verbose=0)
+    for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_a_run_begins_with_all_tasks():
+    """Whatever a process that was forked in the middle of a step has inherited."""
+    found = []
+    for threads in (1, 2):
+        model, x, y = wide(threads)
+        model.fit(x, y, batch_size=64, shuffle=False, verbose=0)
+        for each in model._programs._kept.values():
+            for claims in each._claims:
+                claims.view(np.int64).fill(1)
+        model.fit(x, y, batch_size=64, shuffle=False, verbose=0)
+        found.append(model.get_weights())
+    for a, b in zip(*found, strict=True):
+        assert np.array_equal(a, b)
 
 
 hidden = st.one_of(

@@ -42,7 +42,7 @@ CPU = target.host()
 LINE = 8  # int64 of a cache line
 SHARES = 16  # of a single kernel's work (fastnn.cpu.crowd); always the same, for the sake of threads that linger
 TASKS = 8  # tasks for each thread, if a product is large enough: even shares even if a thread comes late
-# Multiply-adds up to which fastnn.cpu.small is faster, or as fast, with an epilogue and without.  Without one, 16 x 16
+# Multiply-adds up to which fastnn.cpu.small is faster, or as fast: with an epilogue, and without.  Without one, 16 x 16
 # x 16 takes 0.54 us there and 0.74 in fastnn.cpu.gemm (AVX-512; AVX2: 0.69 and 0.85), 64 x 64 x 64 6.5 and 6.7; with
 # AVX2 48 x 48 x 48 takes 4.0 and 3.8, 96 x 96 x 96 35 and 23, and with one 22.0 and 23.8.
 SMALL, PLAIN = 1_000_000, 1 << 18

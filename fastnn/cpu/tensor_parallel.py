@@ -8,7 +8,8 @@ up to half of the time.  Here a thread owns half of the features that a layer ta
 - of the second layer the units of the first one, and with them columns of the first kernel and rows of the second one.
 
 It computes for the whole batch what its features contribute to the layer's outputs, and later all gradients that
-concern them, without a look at what others do.  What threads exchange is one sum, these outputs before the activation.
+concern them, without a look at what others do, unless it is done with the last one before them (`lend`).  What threads
+exchange is one sum, these outputs before the activation.
 All that follows, until its gradient is back, is little, and each thread does all of it, on buffers of its own.
 
 So the sum over the features is the sum of one sum for each owner, with any number of threads: the bits are the same.
@@ -163,13 +164,16 @@ def lend(programs: list[Program], split: Split, kernels: tuple[str, ...]) -> Non
     updates = [[op for op in program.ops if _updates(op)][-1] for program in programs]
     if not all(way.kernel in kernels and _work(op) >= LENT for op in updates for way in op.ways):
         return
+    assert all(len(op.ways) <= WAYS for op in updates)
     helping = [op.copy() for op in updates]
     for owner, copy in enumerate(helping):
         copy.helps, copy.barrier = True, False
         for i, (way, other) in enumerate(zip(updates[owner].ways, copy.ways, strict=True)):
             way.fields["claims"] = other.fields["claims"] = Ref("claims", (owner * WAYS + i) * VECTOR)
-            second = other.fields["b"]
-            if isinstance(second, Ref) and ("turned" in way.fields) == bool(split.before):
+            if ("turned" in way.fields) == bool(split.before):  # it is all inputs, or the gradients of all units
+                second = other.fields["b"]
+                assert isinstance(second, Ref)
+                assert second.buffer == ARENAS[owner]
                 other.fields["b"] = replace(second, buffer=ARENAS[1 - owner])
     for program, op, copy in zip(programs, updates, reversed(helping), strict=True):
         program.ops.insert(program.ops.index(op) + 1, copy)
