@@ -1,9 +1,9 @@
 """The engine: each thread of a team runs a table of records, and they meet at barriers.
 
 A record is one call through an address, so any network runs in these few lines and none needs a compilation of its own.
-Threads share the work of each record; or each has a table of its own (``run.apart``), whose records it does by itself,
-but for tasks of the last one (`fastnn.cpu.tensor_parallel`): then kernels are given ``run.single``, as whose only thread
-it works.
+Threads share the work of each record; or each has a table of its own (``run.apart``), whose records it does by itself
+but for tasks of the last one (`fastnn.cpu.tensor_parallel`).  Kernels are given ``run.single`` then, as whose only
+thread it works.
 
 The counters in ``run.team`` (int64, a cache line apart):
 
