@@ -5,6 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import fastnn
+from fastnn import layers
 from fastnn.cpu.executable import permutation
 
 
@@ -36,6 +38,20 @@ def test_memory_is_used_again():
     np.testing.assert_array_equal(first, want[1])
     assert permutation(51, one, first) is not first
     assert permutation(50, one, None) is not first
+
+
+def test_epochs_use_the_memory_of_the_last_order():
+    model = fastnn.Sequential([layers.Input((2,)), layers.Dense(1)], seed=0)
+    model.compile("sgd", "mse")
+    x, y = np.zeros((50, 2), np.float32), np.zeros((50, 1), np.float32)
+    model.fit(x, y, verbose=0)
+    (program,) = model._programs._kept.values()
+    first = program.order
+    before = first.copy()
+    model.fit(x, y, verbose=0)
+    assert program.order is first
+    np.testing.assert_array_equal(np.sort(first), np.arange(50))
+    assert (first != before).any()
 
 
 def test_every_order_is_as_likely():

@@ -22,7 +22,7 @@ from fastnn.plan import Lowering
 from fastnn.program import Ref
 
 SPARSE = "sparse_categorical_crossentropy"
-ARENAS = "arena", "apart"  # of the threads
+ARENAS = tensor_parallel.ARENAS
 # Name: inputs, rows, what is owned, layers, loss, metrics.
 NETWORKS = {
     "inputs": (100, 8, "inputs", [Dense(48, "relu"), Dense(5, "softmax")], SPARSE, ["accuracy"]),

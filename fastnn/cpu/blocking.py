@@ -202,7 +202,7 @@ def sparse(
     # Panels of a task share the words that tell what is not 0: four of them, or all that share a copy of A.  Many rows,
     # whose sums the second-level cache keeps, use a block of B while it is in the first one.
     together, block, copy = min(panels, 4), 256, 0
-    # One core may be slower than another for a while; but a task has 96 rows.
+    # One core may be slower than another for a while; but a task has 96 rows, or 64 if it is lent.
     tasks = 4 * threads if threads > 1 and m * n * k > LONG else TASKS if lent else 1
     if a_col == 1 or turned:
         columns = math.gcd(panels, threads)

@@ -18,6 +18,7 @@ Whether it is done depends on the network and the batch only, with rows padded a
 
 from dataclasses import dataclass, replace
 
+from fastnn import costs
 from fastnn.cpu.parts import ALIGNED
 from fastnn.program import Fields, Op, Program, Ref
 from fastnn.records import FORWARD, GATHER, GEMM, MAP, TOTAL, UPDATE
@@ -37,7 +38,7 @@ COLUMNS = 65536
 # Operations of a step between which it pays: below, one thread is as fast as two; above, tasks that threads take from
 # each other (`fastnn.cpu.share.claim`) gain more.
 LEAST, MOST = 2_000_000, 150_000_000
-LENT = 500_000  # multiply-adds of an update from which an owner helps the other
+LENT = 1_000_000  # likewise of an update, from which an owner helps the other
 WAYS = 3  # of an update, at most: with all elements, without zeros of one factor or the other
 CLAIMS = OWNERS * WAYS * VECTOR  # elements with the counters of their tasks, a cache line or two apart
 
@@ -162,7 +163,7 @@ def lend(programs: list[Program], split: Split, kernels: tuple[str, ...]) -> Non
     it has one.  The first factor is the same memory, since it decides how the product is done, and so what a task is.
     """
     updates = [[op for op in program.ops if _updates(op)][-1] for program in programs]
-    if not all(way.kernel in kernels and _work(op) >= LENT for op in updates for way in op.ways):
+    if not all(way.kernel in kernels and costs.flops(op) >= LENT for op in updates for way in op.ways):
         return
     assert all(len(op.ways) <= WAYS for op in updates)
     helping = [op.copy() for op in updates]
@@ -177,11 +178,6 @@ def lend(programs: list[Program], split: Split, kernels: tuple[str, ...]) -> Non
                 other.fields["b"] = replace(second, buffer=ARENAS[1 - owner])
     for program, op, copy in zip(programs, updates, reversed(helping), strict=True):
         program.ops.insert(program.ops.index(op) + 1, copy)
-
-
-def _work(op: Op) -> int:
-    """Multiply-adds of a product."""
-    return op.number("m") * op.number("n") * op.number("k")
 
 
 def _own(op: Op, split: Split, owner: int, where: Ref) -> list[Op]:
