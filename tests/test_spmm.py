@@ -17,6 +17,7 @@ from fastnn import data, training
 from fastnn.cpu import blocking, division, loader, spmm, trial, zeros
 from fastnn.cpu.immediate import KERNEL
 from fastnn.cpu.memory import address, allocate
+from fastnn.cpu.tensor_parallel import VECTOR
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.plan import Lowering
 from fastnn.program import Op
@@ -288,7 +289,7 @@ def lent(name, optimizer, x, d, before, dtype, end, turns):
     """
     held = [Guarded(each, end).array for each in before]
     (rows, inputs), units = x.shape, d.shape[1]
-    at = inputs // 2
+    at = inputs // 2 // VECTOR * VECTOR  # as `tensor_parallel` divides them
     constants = {"momentum": 0.9, "decay_1": 0.1, "decay_2": 0.001, "epsilon": 1e-7, "p_row": units}
     a = Guarded(padded(x, dtype), end).array
     claims = allocate(2 * blocking.LINE, "int64")
@@ -318,7 +319,7 @@ def lent(name, optimizer, x, d, before, dtype, end, turns):
 def test_an_owner_who_is_done_does_what_the_other_has_left(rows, end, dtype):
     """All updates are done once in each step, whoever comes first."""
     w = lanes(dtype)
-    for inputs, units in itertools.product((16, 144, 784), (4 * w, 8 * w, 20 * w)):
+    for inputs, units in itertools.product((32, 144, 784), (4 * w, 8 * w, 20 * w)):
         x, d = sparse((rows, inputs), dtype, 0.2), random((rows, units), dtype, 2)
         before = [abs(random((inputs + 1, units), dtype, seed)) for seed in range(3)]
         name = "spmm.update" if rows <= blocking.WORD else "spmm.spmm"
