@@ -21,7 +21,7 @@ from numba.types import int64 as INT64
 
 from fastnn.cpu.blocking import WIDE, WORD
 from fastnn.cpu.finish import make_finish
-from fastnn.cpu.gemm import pack_panel, prefetch_row, sum_rows
+from fastnn.cpu.gemm import pack_panel, prefetch_later, prefetch_row, sum_rows
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.share import claim, part_of, share
 from fastnn.cpu.simd import (
@@ -125,6 +125,24 @@ def turn_columns(a, a_col, rows, k, out):
                     transpose_corner(source, a_col, min(w, k - q), min(w, rows - r), target, WORD)
 
 
+@device
+def prefetch_word(op, a, a_col, j, p, r, vectors):
+    """Fetch, with row r, what steps p to p + `WORD` of k need, while earlier ones are computed: the row's elements of
+    A, which start at `a`, and row r of the block of B that is copied next, or its column if columns are contiguous.
+
+    No CPU foresees rows that lie on pages of their own.  784-2048-2048-10, batch 1024, takes two threads 96 ms a step
+    instead of 106; 98 if only A is fetched, 102 if only B is.
+    """
+    w = lanes(a)
+    if a_col == 1:
+        prefetch_later(a, 0, WORD // w)
+    if op.b_col == 1:
+        if r < min(WORD, op.k - p):
+            prefetch_later(op.b, (p + r) * op.b_row + j, vectors)
+    elif r < min(vectors * w, op.n - j):
+        prefetch_later(op.b, (j + r) * op.b_col + p * op.b_row, WORD // w)
+
+
 def make_rows(vectors):
     """Steps p to p + `WORD` of k for some rows from `top` on, `vectors` vectors wide from column j on; `tiles` holds
     the sums before and after.
@@ -132,10 +150,11 @@ def make_rows(vectors):
     finished = make_finish(vectors)
 
     @device
-    def rows(op, a, a_row, a_col, b, b_row, words, top, count, j, p, tiles):
+    def rows(op, a, a_row, a_col, a_step, b, b_row, words, top, count, j, p, tiles):
         # a, b: the first elements that are multiplied
         width = vectors * lanes(a)
         first, last = p == 0, p + WORD >= op.k
+        ahead = op.pack and not last
         output, updated = as_forward(op.epilogue, op), as_update(op.epilogue, op)
         finish, fetched = EPILOGUE, False
         if last:
@@ -151,6 +170,8 @@ def make_rows(vectors):
                 prefetch_row(updated.p, here, vectors)
                 prefetch_row(updated.s0, here, vectors)
                 prefetch_row(updated.s1, here, vectors)
+            if ahead:  # B lies on many pages
+                prefetch_word(op, offset(a, r * a_row + WORD * a_step), a_col, j, p + WORD, r, vectors)
             word = words[r]
             if first or word != 0 or finish != EPILOGUE:
                 row, tile = offset(a, r * a_row), offset(tiles, r * width)
@@ -206,9 +227,9 @@ def panel(op, run, step, a, a_row, a_col, a_step, words, top, rows, j, width, ti
                 b, b_row = packed, width
             here, marks = offset(a, r * a_row + p * a_step), offset(words, p // WORD * rows + r)
             if width == WIDE * lanes(a):
-                wide(op, here, a_row, a_col, b, b_row, marks, top + r, count, j, p, tiles)
+                wide(op, here, a_row, a_col, a_step, b, b_row, marks, top + r, count, j, p, tiles)
             else:
-                narrow(op, here, a_row, a_col, b, b_row, marks, top + r, count, j, p, tiles)
+                narrow(op, here, a_row, a_col, a_step, b, b_row, marks, top + r, count, j, p, tiles)
         if op.turned:
             turn(op, run, step, tiles, width, top + r, count, j, cols, offset(packed, WORD * WIDE * lanes(a)))
         elif op.finish == EPILOGUE:
