@@ -58,6 +58,7 @@ class Op:
     may_be_sparse: bool = False  # likewise, but how many are 0 is not known before a step
     gradient_may_be_sparse: bool = False  # of a weight gradient A' D: D, too
     sparsely: list["Op"] = field(default_factory=list)  # the same, leaving out zeros, for steps in which there are many
+    tiled: bool = False  # of a product: the matrix unit does it, and does all that become of it; the backend decides
     swapped: bool = False  # of a product with a single column: it is computed as a row, C' = B' A'
     sums: "Op | None" = None  # of a product A' D: the epilogue for the sum of D's rows
     helps: bool = False  # it is another thread's: this one does what that has left of its tasks

@@ -26,6 +26,12 @@ from fastnn.records import FORWARD, GEMM, RUN, UPDATE
 RATE = 0.03
 
 
+@pytest.fixture(autouse=True)
+def no_matrix_unit(monkeypatch):
+    """It takes the place of these kernels (`test_amx`), and its bits are others."""
+    monkeypatch.setattr(target, "may_use_tiles", lambda: False)
+
+
 def sparse(shape, dtype, density, seed=0):
     """Random elements, most of which are 0; some rows and columns are all 0, some 0s are negative."""
     rng = np.random.default_rng(seed)
@@ -461,8 +467,7 @@ SHAPES = [
 @pytest.mark.parametrize(("inputs", "units", "batch", "products"), SHAPES)
 @pytest.mark.parametrize("rest", [3, 9])
 def test_bits_are_those_of_products_with_zeros(rest, inputs, units, batch, products, optimizer, dtype, monkeypatch):
-    """And those of any number of threads; the last batch is shorter.  (The matrix unit's are others.)"""
-    monkeypatch.setattr(target, "may_use_tiles", lambda: False)
+    """And those of any number of threads; the last batch is shorter."""
     x = sparse((2 * batch + rest, inputs), dtype, 0.2)
     y = np.random.default_rng(1).integers(0, 5, len(x))
     shape = {"units": units, "optimizer": optimizer, "dtype": dtype}

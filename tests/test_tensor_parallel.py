@@ -578,6 +578,7 @@ def wide(threads):
 
 def test_products_that_are_cut_are_lent(monkeypatch):
     monkeypatch.setattr(blocking, "of_matrix", lambda *_: "gemm.gemm")  # as it is without zeros beyond the caches
+    monkeypatch.setattr(blocking, "pays_tiles", lambda *_: False)
     (one, x, y), (two, _, _) = wide(1), wide(2)
     samples = training.checked(two, x, y)
     recipe = training.recipe(two, "train", samples.x_feed, samples.y_feed)

@@ -67,6 +67,14 @@ WIDE = 8
 WORD = 64  # steps of k that share a word there; 64 rows of B, WIDE vectors wide, are 32 KiB with AVX-512
 PAGE = 4096
 COPY = 1 << 20  # bytes of a copy of A there, unless 64 rows have more
+ON_TILES = "amx.amx"  # the kernel of products on the matrix unit
+SIDE = 32  # rows and columns of a block of C there
+# Steps of k that are split at a time; rows and columns of a task, at least and at most: their sums then fill half of a
+# second-level cache of 2 MiB.
+SPLIT, LEAST, LARGEST = 128, 64, 512
+# Multiply-adds from which it pays, and how many times each element of the factors has to be used, on average, to make
+# up for being split.
+TILED, USES = 1 << 22, 40
 SIZES = {"float32": 4, "float64": 8}
 
 
@@ -253,6 +261,38 @@ def sparse_scratch(k: int, dtype: str, cut: dict[str, int]) -> int:
     out += cut["copy"] * cut["rows"] * -(-k // WORD) * WORD
     words = cut["rows"] * -(-k // WORD) * 8 // SIZES[dtype]
     return -(-((WORD + cut["block"]) * WIDE * lanes + out + words) // 64) * 64
+
+
+def pays_tiles(m: int, n: int, k: int, dtype: str, a_row: int, a_col: int, b_row: int, b_col: int) -> bool:
+    """Whether the matrix unit may be used for a product, and is faster (`fastnn.cpu.amx`).
+
+    Its bits depend on it, so it depends on nothing but the machine and the product.  GFLOP/s of one core of a Granite
+    Rapids, there and by vectors: 512 x 512 x 784 287 and 189, 128 x 128 x 128 219 and 164, 256 x 64 x 64 198 and 170,
+    but 64 x 64 x 256 165 and 169, 32 x 64 x 64 104 and 121.
+    """
+    if dtype != "float32" or k < SIDE or m * n * k < TILED or m * n < USES * (m + n):
+        return False
+    return 1 in (a_row, a_col) and 1 in (b_row, b_col) and target.may_use_tiles()
+
+
+def tiles(m: int, n: int, k: int, threads: int, *, lent: bool = False) -> dict[str, int]:
+    """As `blocks`, for that; panels are `SIDE` wide."""
+    rows, columns = min(LARGEST, -(-m // SIDE) * SIDE), min(LARGEST, -(-n // SIDE) * SIDE)
+    # A task splits all of its rows and columns, so it should be large, but there have to be some for each thread.
+    tasks = 4 * threads if threads > 1 else TASKS if lent else 1
+    while -(-m // rows) * -(-n // columns) < tasks and max(rows, columns) > (SIDE if lent else LEAST):
+        if rows >= columns:
+            rows = -(-rows // 2 // SIDE) * SIDE
+        else:
+            columns = -(-columns // 2 // SIDE) * SIDE
+    return {"kc": min(SPLIT, -(-k // SIDE) * SIDE), "panels": columns // SIDE, "rows": rows}
+
+
+def tiles_scratch(cut: dict[str, int]) -> int:
+    """Elements one thread needs for that: sums, the three parts of A and B, 2 bytes each, and a panel of B and of C."""
+    columns = cut["panels"] * SIDE
+    parts = (cut["rows"] + columns) * cut["kc"] * 3 // 2
+    return cut["rows"] * columns + parts + 2 * SIDE * max(64, 2 * SIDE)
 
 
 def scratch(dtype: str, cut: dict[str, int]) -> int:

@@ -18,7 +18,7 @@ Kernel = tuple[str, str]  # name and dtype
 
 # Seconds that a kernel, or any of a module, takes (Zen 3): as far as it matters who compiles what.
 SECONDS = {"gemm": 6.0, "direct": 1.7, "criteria": 1.2, "small": 1.8, "losses": 1.6, "optimizers": 1.4, "gemv": 0.8}
-SECONDS |= {"small.fused": 3.0, "small.slim": 0.6, "spmm": 4.0, "spmm.update": 1.1, "engine": 0.2}
+SECONDS |= {"small.fused": 3.0, "small.slim": 0.6, "spmm": 4.0, "spmm.update": 1.1, "engine": 0.2, "amx": 5.0}
 OTHERS = 0.5
 START = 0.3  # seconds that another process begins to compile later than this one
 # As many as CPUs, but no more than this: a fifth would not be done before the one that has the slowest kernel.

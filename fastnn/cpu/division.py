@@ -12,7 +12,8 @@ FINISHED = {
     "activations.relu_backward": RELU_SLOPE,
 }
 CLAIMED = 5_000_000  # multiply-adds of a product above which a task takes at least some microseconds
-CLAIMABLE = "gemm.gemm", "small.fused", *zeros.KERNELS  # kernels whose tasks threads can take from each other
+# Kernels whose tasks threads can take from each other.
+CLAIMABLE = "gemm.gemm", "small.fused", blocking.ON_TILES, *zeros.KERNELS
 
 
 def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
@@ -35,6 +36,9 @@ def cut(op: Op, dtype: str, threads: int) -> dict[str, int]:
         rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
         blocks = blocking.sparse(rows, n, k, dtype, *strides[1:], sharing, turned=turned, lent=lent)
         return {"touched": touched, "by_rows": by_rows, "finish": finish, **blocks}
+    if op.kernel == blocking.ON_TILES:
+        rows, sharing = (-(-m // threads), 1) if by_rows else (m, threads)
+        return {"by_rows": by_rows, **blocking.tiles(rows, n, k, sharing, lent=lent)}
     if not op.by_rows or op.batch == "n":
         return {"by_rows": 0, **blocking.blocks(m, n, k, dtype, *strides, threads)}
     return {"by_rows": 1, **blocking.blocks(-(-m // threads), n, k, dtype, *strides, 1)}
@@ -57,6 +61,8 @@ def sharers(program: Program, threads: int) -> int:
 def _scratch(op: Op, dtype: str, threads: int) -> int:
     if op.kernel in zeros.KERNELS:
         return blocking.sparse_scratch(op.number("k"), dtype, cut(op, dtype, threads))
+    if op.kernel == blocking.ON_TILES:
+        return blocking.tiles_scratch(cut(op, dtype, threads))
     return blocking.scratch(dtype, cut(op, dtype, threads))
 
 
@@ -80,6 +86,8 @@ def divide(program: Program, dtype: str, threads: int, *, alone: bool = False) -
     Where threads own features instead, `program.apart` becomes what each does, and `program` what one does alone.
     Otherwise that is `program.alone`, if one is asked for.
     """
+    for op in program.ops:
+        op.tiled = op.record is GEMM and not op.swapped and _pays_tiles(op, dtype)
     single = program.copy() if alone else None
     split = tensor_parallel.find(program)
     if split is not None:
@@ -105,6 +113,11 @@ def divide(program: Program, dtype: str, threads: int, *, alone: bool = False) -
         program.alone = single
 
 
+def _pays_tiles(op: Op, dtype: str) -> bool:
+    m, n, k, *strides = (op.number(name) for name in ("m", "n", "k", "a_row", "a_col", "b_row", "b_col"))
+    return blocking.pays_tiles(m, n, k, dtype, *strides)
+
+
 def _choose(program: Program, dtype: str, threads: int) -> None:
     """The kernels of products, and which of them are divided by rows of the batch."""
     for op in program.ops:
@@ -112,7 +125,9 @@ def _choose(program: Program, dtype: str, threads: int) -> None:
             continue
         m, n, k = op.number("m"), op.number("n"), op.number("k")
         strides = op.number("a_col"), op.number("b_row"), op.number("b_col")
-        if op.sums is not None and op.sums.number("n") > 1:  # gemv's kernels have sums of a single unit only
+        if op.tiled:
+            op.kernel = blocking.ON_TILES
+        elif op.sums is not None and op.sums.number("n") > 1:  # gemv's kernels have sums of a single unit only
             op.kernel = blocking.of_matrix(m, n, k, dtype, strides[2])
         else:
             op.kernel = blocking.of_row(m, *strides) or blocking.of_matrix(m, n, k, dtype, strides[2])

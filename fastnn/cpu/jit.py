@@ -46,10 +46,12 @@ class Kernel:
     function: Callable
     kind: str  # "kernel", "epilogue", "row epilogue", "main" or "entry"
     record: Record | None
+    only: str = ""  # the one dtype that it is for, if it is not for both
 
     def dtypes(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """Which of these dtypes it is compiled for; one that does not depend on the dtype goes by a fixed name."""
-        return {"main": ("float32",), "entry": ("float64",)}.get(self.kind, wanted)
+        fixed = {"main": ("float32",), "entry": ("float64",)}.get(self.kind)
+        return fixed or tuple(dtype for dtype in wanted if self.only in ("", dtype))
 
     def arguments(self, dtype: str) -> tuple:
         """The Numba types of the arguments for elements of `dtype`."""
@@ -68,9 +70,12 @@ class Kernel:
         return (own, RUN_REF, types.intp, types.CPointer(scalar), *[types.intp] * 5)
 
 
-def kernel(record: Record) -> Callable[[Callable], Kernel]:
-    """Mark ``f(op, run, step, thread)``: does thread's share of the work that the record `op` describes."""
-    return lambda function: Kernel(function, "kernel", record)
+def kernel(record: Record, only: str = "") -> Callable[[Callable], Kernel]:
+    """Mark ``f(op, run, step, thread)``: does thread's share of the work that the record `op` describes.
+
+    `only`: the one dtype that it can be compiled for.
+    """
+    return lambda function: Kernel(function, "kernel", record, only)
 
 
 def epilogue(record: Record) -> Callable[[Callable], Kernel]:

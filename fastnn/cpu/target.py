@@ -4,12 +4,17 @@ Numba's settings ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` are respected, so
 of a smaller one (``NUMBA_CPU_NAME=generic`` is the portable path).
 """
 
+import ctypes
 import functools
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import llvmlite.binding as llvm
+
+# Of Linux on x86-64: a system call, what it is asked for, and the registers that are meant.
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,11 @@ class Target:
     def lanes(self, dtype: str) -> int:
         """Elements of `dtype` in one vector."""
         return self.simd_bits // (32 if dtype == "float32" else 64)
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether it has instructions for products of tiles of bfloat16 (AMX).  See `may_use_tiles`."""
+        return {"+amx-tile", "+amx-bf16"} <= set(self.features.split(","))
 
     @property
     def slow_masks(self) -> bool:
@@ -73,6 +83,18 @@ def host() -> Target:
     if features is None:
         features = "" if cpu.lower() == "generic" else llvm.get_host_cpu_features().flatten()
     return Target(triple, cpu, features, *simd(triple, features))
+
+
+@functools.cache
+def may_use_tiles() -> bool:
+    """Whether this CPU has a matrix unit, and the system lets this process use it.
+
+    Linux wants to be asked, once for a process, its threads and its children, since their registers are 8 KiB more to
+    save; it says no where a signal's stack would be too small for them.
+    """
+    if not host().has_tiles or sys.platform != "linux":
+        return False
+    return ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA) == 0
 
 
 @functools.cache

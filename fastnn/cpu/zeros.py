@@ -50,7 +50,7 @@ def leave_out(op: Op, dtype: str, *, rests: bool) -> None:
     """
     op.sparse = op.sparse and pays(op, dtype)
     if op.sparse:
-        op.by_rows = False
+        op.by_rows = op.tiled = False
         op.fields["joined"] = 0
         if op.epilogue is not None and op.epilogue.record is UPDATE:
             op.epilogue.fields["below"] = 0  # what is updated is fetched while the gradient is computed
@@ -64,10 +64,11 @@ def leave_out(op: Op, dtype: str, *, rests: bool) -> None:
 def offer(op: Op, dtype: str) -> None:
     """Have a product leave out zeros in steps in which there are many; in others it is what has been chosen so far.
 
-    Of a weight gradient X' D those of X, or else those of D.
+    Of a weight gradient X' D those of X, or else those of D.  Not what the matrix unit does: it is as fast where half
+    of A is 0, and its bits would depend on which rows a thread looks at.
     """
     op.sparsely = []
-    if op.record is not GEMM or op.sparse or op.swapped:
+    if op.record is not GEMM or op.sparse or op.swapped or op.kernel == blocking.ON_TILES:
         return
     fields = {**op.fields, "joined": 0, "also": 0}
     if op.may_be_sparse and pays(op, dtype):

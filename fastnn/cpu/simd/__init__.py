@@ -9,6 +9,7 @@ themselves stay short loops:
 - `zeros_tile`, `rank1`, `store_tile`: a tile of C held in registers, and its update by one column of A times one row of
 B;
 - `RecordRef`: typed access to the fields of a plan's record (`fastnn.records`);
+- blocks of products on the CPU's matrix unit, where it has one;
 - exponents, fractions and tables in registers, where the CPU has instructions for them;
 - atomics, for the barrier, and calls through an address, for the engine and for what Python calls.
 
@@ -16,6 +17,17 @@ Each is an intrinsic that emits a few LLVM instructions.  No fast-math flag is e
 IEEE says, and the order of operations is the order written.  Memory needs no alignment beyond the element's own.
 """
 
+from fastnn.cpu.simd.amx import (
+    add_products,
+    configure_tiles,
+    load_pairs,
+    load_sums,
+    release_tiles,
+    splat_pair,
+    store_split,
+    store_sums,
+    zero_sums,
+)
 from fastnn.cpu.simd.arithmetic import (
     absolute,
     as_floats,
@@ -131,6 +143,7 @@ __all__ = [
     "RecordRef",
     "Vec",
     "absolute",
+    "add_products",
     "add_row",
     "as_floats",
     "as_integers",
@@ -141,6 +154,7 @@ __all__ = [
     "call_row_epilogue",
     "call_with_number",
     "cast",
+    "configure_tiles",
     "constant",
     "copysign",
     "estimate_reciprocal",
@@ -167,7 +181,9 @@ __all__ = [
     "load_first",
     "load_first_numbers",
     "load_numbers",
+    "load_pairs",
     "load_rows",
+    "load_sums",
     "load_tile",
     "local_words",
     "max_lanes",
@@ -185,6 +201,7 @@ __all__ = [
     "rank1",
     "record_at",
     "reference",
+    "release_tiles",
     "relu_tile",
     "restore_mode",
     "row_offsets",
@@ -195,6 +212,7 @@ __all__ = [
     "set_bits",
     "settle",
     "splat",
+    "splat_pair",
     "sqrt",
     "stack",
     "store",
@@ -203,6 +221,8 @@ __all__ = [
     "store_release",
     "store_rows",
     "store_rows_at",
+    "store_split",
+    "store_sums",
     "store_tile",
     "store_tile_rows",
     "store_words",
@@ -216,6 +236,7 @@ __all__ = [
     "transpose_block",
     "transpose_corner",
     "vec",
+    "zero_sums",
     "zero_words",
     "zeros_tile",
 ]
