@@ -22,8 +22,11 @@ class Backend(Protocol):
     def pad(self, dtype: str) -> Callable[[int], int]:
         """The leading dimension for rows of n elements."""
 
-    def peaks(self, dtype: str, threads: int, size: int) -> tuple[float, float]:
-        """Operations a second and, where `size` bytes lie, bytes a second, at best."""
+    def peaks(self, dtype: str, threads: int, size: int, *, tiled: bool = False) -> tuple[float, float, float]:
+        """Operations a second, by vectors and on a matrix unit (if `tiled`, else 0), and bytes a second, at best.
+
+        Bytes are copied where `size` of them lie.
+        """
 
     def permutation(self, n: int, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
         """The numbers below n in a random order, int64: in `out` if that has as many elements, else in new memory."""

@@ -6,9 +6,10 @@ of the operations and the waiting add up to the step, but for the difference bet
 sums.
 
 An operation's floor is the time that its multiply-adds take at the peak that the machine's cores reach on registers, or
-that its bytes take at the speed of a copy, whichever is longer.  The copy is among as many bytes as the whole step
-uses, since that decides in which cache an operation finds its operands.  What the operation before left in a closer
-cache may come faster: then the share of the peak is above 100%.
+that its bytes take at the speed of a copy, whichever is longer.  (Of what a matrix unit multiplies: at the unit's peak,
+on what the first-level cache holds.)  The copy is among as many bytes as the whole step uses, since that decides in
+which cache an operation finds its operands.  What the operation before left in a closer cache may come faster: then the
+share of the peak is above 100%.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ class Profile:
         Floating-point operations a second, and bytes a second, that these threads reached at best.
     footprint : int
         Bytes that a step uses.
+    tile_peak : float
+        As `peak`, of the matrix unit's products; 0 if it does none.
     """
 
     model: str
@@ -119,6 +122,7 @@ class Profile:
     peak: float
     bandwidth: float
     footprint: int
+    tile_peak: float = 0.0
 
     @property
     def rest(self) -> float:
@@ -209,11 +213,12 @@ class _Run:
         size = np.dtype(dtype).itemsize
         elements = self.program.arena + self.network.size * len(self.copies)
         footprint = elements * size + self.batch * self.samples.x[0].nbytes
-        peaks = self.network.backend.peaks
-        before = peaks(dtype, threads, footprint)
+        tiled = any(op.tiled for each in (self.program, *self.program.apart) for op in each.ops)
+        before = self.network.backend.peaks(dtype, threads, footprint, tiled=tiled)
         times = np.concatenate([*self._runs(seconds)])  # steps, operations + 1, waiting and working
         # Other processes take their share of the machine now and then: the better of two looks.
-        peak, bandwidth = map(max, before, peaks(dtype, threads, footprint))
+        after = self.network.backend.peaks(dtype, threads, footprint, tiled=tiled)
+        peak, tile_peak, bandwidth = map(max, before, after)
         middle = np.median(times, axis=0)
         return Profile(
             model=self.model.name,
@@ -223,7 +228,7 @@ class _Run:
             threads=threads,
             steps=len(times),
             rows=tuple(
-                _row(ops, self._label(ops[0]), took, size, self._density, peak, bandwidth)
+                _row(ops, self._label(ops[0]), took, size, self._density, (peak, tile_peak)[ops[0].tiled], bandwidth)
                 for ops, took in self._operations(middle[:-1, 1])
             ),
             waiting=float(np.median(times[:, :, 0].sum(axis=1))) if threads > 1 else 0.0,
@@ -231,6 +236,7 @@ class _Run:
             peak=peak,
             bandwidth=bandwidth,
             footprint=footprint,
+            tile_peak=tile_peak,
         )
 
     def _operations(self, seconds: np.ndarray) -> list[tuple[tuple[Op, ...], float]]:
@@ -352,7 +358,8 @@ def _table(found: Profile) -> Iterator[str]:
     yield f"Profile of {found.model!r}: {headline(found)}, medians of {found.steps} steps"
     yield from (rule, text[0], rule, *text[1:-1], rule, text[-1], rule)
     yield ", ".join(f"{layer} {us(seconds)}" for layer, seconds in found.layers.items()) + " us"
+    tiles = f" ({found.tile_peak / 1e9:.0f} on the matrix unit)" if found.tile_peak else ""
     yield (
-        f"peaks, measured before and after: {found.peak / 1e9:.0f} GFLOP/s, and {found.bandwidth / 1e9:.1f} GB/s "
-        f"copied among {found.footprint / 2**20:.3g} MiB"
+        f"peaks, measured before and after: {found.peak / 1e9:.0f} GFLOP/s{tiles}, and "
+        f"{found.bandwidth / 1e9:.1f} GB/s copied among {found.footprint / 2**20:.3g} MiB"
     )

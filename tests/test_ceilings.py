@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from fastnn.cpu import ceilings
+from fastnn.cpu import ceilings, target
 from fastnn.cpu.blocking import CPU, MR, NV
 from fastnn.cpu.memory import allocate
+from fastnn.cpu.simd.amx import BLOCK, PAIRS, SIDE, TILE
 
 DTYPES = ("float32", "float64")
 
@@ -69,3 +70,15 @@ def test_the_peak_is_above_any_product():
     finally:
         fastnn.set_num_threads(threads)
     assert max(product for _, product in rates) < 1.05 * max(peak for peak, _ in rates)
+
+
+@pytest.mark.skipif(not target.may_use_tiles(), reason="there is no matrix unit")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_matrix_unit_does_every_product(threads):
+    ones = np.zeros(BLOCK, np.uint32)
+    ones[: 2 * TILE] = 0x3F803F80  # two bfloat16, in the first part only
+    factors, sums = allocate(BLOCK, "float32"), allocate(threads * SIDE * SIDE, "float32")
+    factors[:] = ones.view(np.float32)
+    ceilings.together("block_products", "float32", threads, x=factors, y=sums, n=7)()
+    assert (sums == 7 * 2 * PAIRS).all()
+    assert 1e9 < ceilings.tile_peak(threads) < 1e14

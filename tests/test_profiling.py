@@ -10,7 +10,7 @@ import test_plan as plans
 
 import fastnn
 from fastnn import costs, records, training
-from fastnn.cpu import division, executable, parts
+from fastnn.cpu import division, executable, parts, target
 from fastnn.layers import Activation, Dense, Dropout, Input, Rescaling
 from fastnn.profiling import Profile, Row
 
@@ -27,7 +27,11 @@ def small_steps_in_teams(monkeypatch):
 @pytest.fixture
 def peaks(monkeypatch):
     """Given instead of measured, which takes a second."""
-    monkeypatch.setattr(executable, "peaks", lambda dtype, threads, size: (threads * 1e11, threads * 2e10))
+
+    def given(dtype, threads, size, *, tiled=False):
+        return threads * 1e11, threads * 3e11 * tiled, threads * 2e10
+
+    monkeypatch.setattr(executable, "peaks", given)
 
 
 def build(n_threads=1, optimizer="adam", **arguments):
@@ -278,6 +282,23 @@ def test_the_user_s_arrays_do_not_change():
 # --- what is measured -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("peaks")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_floors_on_the_matrix_unit(allowed, monkeypatch):
+    """Of the products that it does, and only these; where it does none, nothing is said of it."""
+    monkeypatch.setattr(target, "may_use_tiles", lambda: allowed and target.host().has_tiles)
+    model = fastnn.Sequential([Input((512,)), Dense(1024, "relu"), Dense(1)], seed=0, n_threads=1)
+    model.compile("sgd", "mse")
+    found = model.profile(np.ones((128, 512)), np.ones(128), batch_size=128, seconds=0.05)
+    on_tiles = allowed and target.host().has_tiles
+    assert found.tile_peak == 3e11 * on_tiles
+    assert ("matrix unit" in str(found)) == on_tiles
+    for row in found.rows:
+        large = row.flops > 1e8
+        assert row.floor == max(row.flops / (3e11 if large and on_tiles else 1e11), row.bytes / 2e10)
+    assert sum(row.flops > 1e8 for row in found.rows) >= 1
+
+
 def test_times_and_shares():
     """A layer of 268 MFLOP beside one of 786 thousand takes most of the time; sums and floors are consistent."""
     model = fastnn.Sequential([Input((512,)), Dense(1024, "relu"), Dense(1)], seed=0, n_threads=1)
@@ -288,7 +309,9 @@ def test_times_and_shares():
     assert found.waiting == 0
     assert sum(row.seconds for row in found.rows) + found.rest == pytest.approx(found.step)
     for row in found.rows:
-        assert row.floor == pytest.approx(max(row.flops / found.peak, row.bytes / found.bandwidth))
+        tiled = found.tile_peak and row.flops > 1e8
+        peak = found.tile_peak if tiled else found.peak
+        assert row.floor == pytest.approx(max(row.flops / peak, row.bytes / found.bandwidth))
         assert row.gap == row.seconds - row.floor
     forward = found.rows[1]
     assert (forward.name, forward.bound) == ("dense forward", "arithmetic")

@@ -31,14 +31,17 @@ def pad(dtype: str) -> Callable[[int], int]:
     return lambda n: blocking.pad(n, dtype)
 
 
-def peaks(dtype: str, threads: int, size: int) -> tuple[float, float]:
-    """What this machine does at best: operations a second, and bytes a second copied where `size` bytes lie."""
+def peaks(dtype: str, threads: int, size: int, *, tiled: bool = False) -> tuple[float, float, float]:
+    """What this machine does at best: operations a second by vectors, and on its matrix unit if `tiled`, and bytes a
+    second copied where `size` bytes lie.
+    """
     from fastnn.cpu import ceilings  # needs Numba
 
     # Short runs, of 0.5 ms or with a team of 4 ms: some of them are not interrupted, however busy the machine is.
     steps, samples = (100_000, 200) if threads == 1 else (800_000, 30)
     # Read and written: the two arrays together are as large.
-    return ceilings.fma_peak(dtype, threads, steps, samples), ceilings.copy_bandwidth(threads, size // 2, 50)
+    vectors, tiles = ceilings.fma_peak(dtype, threads, steps, samples), ceilings.tile_peak(threads) if tiled else 0.0
+    return vectors, tiles, ceilings.copy_bandwidth(threads, size // 2, 50)
 
 
 def permutation(n: int, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
