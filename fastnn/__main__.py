@@ -90,10 +90,17 @@ def _rows() -> Iterator[tuple[str, str]]:
     yield "SIMD", f"{cpu.simd_bits} bits, {cpu.registers} registers ({_instruction_set(cpu)})"
     for dtype in ("float32", "float64"):
         yield f"tile, {dtype}", f"{blocking.MR} x {blocking.columns(dtype)}"
+    yield "matrix unit", _matrix_unit(cpu)
     yield "data caches", ", ".join(f"{level} {_size(size)}" for level, size in target.caches().items())
     yield "threads", str(fastnn.get_num_threads())
     yield "kernel cache", _kernel_cache(loader.cache_folder())
     yield "CUDA", _cuda()
+
+
+def _matrix_unit(cpu: target.Target) -> str:
+    if target.may_use_tiles():
+        return f"AMX, blocks of {blocking.SIDE} x {blocking.SIDE} in float32"
+    return "AMX, which the system does not let programs use" if cpu.has_tiles else "none that is used"
 
 
 def _instruction_set(cpu: target.Target) -> str:

@@ -35,6 +35,7 @@ def test_it_tells_the_cpu_and_what_follows_from_it(table):
     cpu = target.host()
     assert table["CPU"] == cpu.cpu
     assert table["SIMD"].startswith(f"{cpu.simd_bits} bits")
+    assert table["matrix unit"].startswith("AMX" if cpu.has_tiles else "none")
     for dtype in ("float32", "float64"):
         assert table[f"tile, {dtype}"] == f"{blocking.MR} x {blocking.columns(dtype)}"
     assert int(table["threads"]) == fastnn.get_num_threads()
