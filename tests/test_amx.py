@@ -11,7 +11,8 @@ from guard import ENDS, Guarded
 from test_kernels import call, random, record
 
 import fastnn
-from fastnn.cpu import blocking, loader, target
+from fastnn import training
+from fastnn.cpu import blocking, division, loader, target, zeros
 from fastnn.cpu.memory import address
 from fastnn.layers import Dense, Input
 from fastnn.records import FORWARD, GEMM, UPDATE
@@ -128,9 +129,9 @@ def test_small_numbers():
     assert (product(a, b) == 0).all() or not target.host().has_tiles
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_weights_and_biases_are_updated(threads):
-    """X' D to weights and 1' D to a bias, by gradient descent."""
+@pytest.mark.parametrize(("threads", "by_rows"), [(1, 0), (3, 0), (3, 1)])
+def test_weights_and_biases_are_updated(threads, by_rows):
+    """X' D to weights and 1' D to a bias, by gradient descent: each once, however threads share rows."""
     for inputs, units, rows in ((70, 2 * W, 129), (33, 5 * W, 40), (600, W, 64)):
         x, d = random((rows, -(-inputs // W) * W), DTYPE, 1), random((rows, units), DTYPE, 2)
         weights, bias = random((inputs, units), DTYPE, 3), random(units, DTYPE, 4)
@@ -140,7 +141,14 @@ def test_weights_and_biases_are_updated(threads):
         cut = blocking.tiles(inputs, units, rows, threads)
         scratch = np.zeros(threads * blocking.tiles_scratch(cut), DTYPE)
         fields = {**cut, "m": inputs, "n": units, "k": rows, "a": x, "a_row": 1, "a_col": x.shape[1]}
-        fields |= {"b": d, "b_row": units, "b_col": 1, "epilogue": address(updates[0]), "sums": address(updates[1])}
+        fields |= {
+            "by_rows": by_rows,
+            "b": d,
+            "b_row": units,
+            "b_col": 1,
+            "epilogue": address(updates[0]),
+            "sums": address(updates[1]),
+        }
         fields |= {"scratch": scratch, "scratch_stride": scratch.size // threads}
         call(KERNEL, DTYPE, GEMM, fields, threads=threads, rate=np.array([0.25]))
         wide_x, wide_d = x[:, :inputs].astype(float), d.astype(float)
@@ -213,6 +221,27 @@ def test_the_same_bits_with_any_threads(unit, activation):
         for found, expected in zip(others, fitted[0], strict=True):
             np.testing.assert_array_equal(found, expected)
     assert unit
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_zeros_beside_the_unit(unit, threads):
+    """Inputs that are mostly 0 have their own kernels, and hidden layers none beside it, whose bits would be others."""
+    x, y = samples()
+    x[np.random.default_rng(0).random(x.shape) < 0.8] = 0
+    layers = [Input(SIZES[:1]), *(Dense(n, "relu") for n in (512, 512, 64, 64)), Dense(SIZES[-1])]
+    model = fastnn.Sequential(layers, n_threads=threads)
+    model.compile("adam", "mse")
+    given = training.checked(model, x, y)
+    recipe = training.recipe(model, "train", given.x_feed, given.y_feed)
+    program = recipe.lower(model.network, 512, 512)
+    division.divide(program, DTYPE, threads)
+    of_inputs = [op for op in program.ops if op.sparse]
+    assert [op.kernel in zeros.KERNELS for op in of_inputs] == [True, True]
+    assert not any(op.tiled for op in of_inputs)
+    tiled = [op for op in program.ops if op.tiled]
+    assert len(tiled) == 6
+    assert all(op.kernel == KERNEL and op.ways == [op] for op in tiled)
+    assert any(op.sparsely for op in program.ops), "of a small layer"
 
 
 def test_where_it_is_not_used(monkeypatch):
