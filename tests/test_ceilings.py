@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from fastnn.cpu import ceilings, target
-from fastnn.cpu.blocking import CPU, MR, NV
+from fastnn.cpu.blocking import CPU, MR, NV, SIDE
 from fastnn.cpu.memory import allocate
-from fastnn.cpu.simd.amx import BLOCK, PAIRS, SIDE, TILE
+from fastnn.cpu.simd.amx import BLOCK, PAIRS, TILE
 
 DTYPES = ("float32", "float64")
 
@@ -82,3 +82,14 @@ def test_the_matrix_unit_does_every_product(threads):
     ceilings.together("block_products", "float32", threads, x=factors, y=sums, n=7)()
     assert (sums == 7 * 2 * PAIRS).all()
     assert 1e9 < ceilings.tile_peak(threads) < 1e14
+
+
+def test_work_on_the_matrix_unit_is_counted(monkeypatch):
+    """Two operations for each product of elements of two blocks; none where it may not be used."""
+    done = []
+    monkeypatch.setattr(ceilings, "together", lambda *_, n, **__: done.append(n))
+    monkeypatch.setattr(ceilings, "fastest", lambda *_: 1.0)
+    monkeypatch.setattr(target, "may_use_tiles", lambda: True)
+    assert ceilings.tile_peak(3) == 3 * done[0] * 2 * SIDE * SIDE * 2 * PAIRS
+    monkeypatch.setattr(target, "may_use_tiles", lambda: False)
+    assert ceilings.tile_peak() == 0

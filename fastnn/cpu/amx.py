@@ -6,13 +6,15 @@ the nine products of parts the six largest are added,
 
     a b = a0 b0 + a0 b1 + a1 b0 + a1 b1 + a0 b2 + a2 b0,
 
-so the error of a product is 2^-24 of it on average at most, as that of a rounding, and there are fewer roundings of
-sums: all in all half the error of the other kernels (Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial
-Intelligence Datatype for Higher-Precision Computations", ARITH 2019).  The bits are others than theirs, so which
-products are done here depends on nothing but the network and the batch.
+so what a product lacks is 2^-24 of it or less, as much as a rounding, and there are fewer roundings of sums: all in all
+half the error of a chain of multiply-adds; for sums of 32 products of numbers that differ by 2^24, 1.3 times it at the
+most that was found (Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype for
+Higher-Precision Computations", ARITH 2019).  The bits are others than those of other kernels, so which products are
+done here depends on nothing but the machine, the network and the batch.
 
-The unit takes numbers and parts below 2^-126 for 0, so numbers below 2^-102 (2e-31) lose their last bits.  What is
-infinite would become NaN, since it has no parts: a block of C that is not finite is computed once more, by vectors.
+The unit takes numbers, parts and products below 2^-126 for 0, so numbers, and products of two, below 2^-102 (2e-31)
+lack their last bits.  What is infinite would become NaN, since it has no parts: elements of C that are not finite are
+computed once more, by vectors.
 
 A task is some rows and columns of C.  For each `kc` steps of k its parts of A and B are split into blocks, which then
 stay in the second-level cache, and the sums of all blocks of C go on from where they were.  Every element of C is one
@@ -20,7 +22,7 @@ sum, in the order of k, of which each 32 steps are added up by the unit; so resu
 threads.
 """
 
-from fastnn.cpu.blocking import CPU, NV
+from fastnn.cpu.blocking import CPU, NV, SIDE
 from fastnn.cpu.gemm import HALF, make_edge_tile, pack_panel, prefetch_row
 from fastnn.cpu.jit import device, kernel
 from fastnn.cpu.share import claim, share
@@ -42,6 +44,7 @@ from fastnn.cpu.simd import (
     reference,
     release_tiles,
     row_offsets_within,
+    select,
     splat_pair,
     store,
     store_split,
@@ -49,14 +52,14 @@ from fastnn.cpu.simd import (
     transpose_block,
     zero_sums,
 )
-from fastnn.cpu.simd.amx import BLOCK, LINES, PAIRS, PRODUCTS, SIDE, TILE
+from fastnn.cpu.simd.amx import BLOCK, LINES, PAIRS, PRODUCTS, TILE
 from fastnn.cpu.spmm import sum_panel
 from fastnn.records import FORWARD, GEMM
 
 STEPS = 2 * PAIRS  # of k, that a block holds
-TILES = CPU.has_tiles
+HAS_TILES = CPU.has_tiles
 HALVED, CACHE_LINE = SIDE * SIDE // 2, 16  # elements of half a block of C, and of a cache line
-DEPTH = 64  # steps of k of a panel of B that is packed for the vector unit
+DEPTH = SIDE  # steps of k of a panel of B that is packed for vectors
 
 as_forward = reference(FORWARD)
 few_rows = make_edge_tile(HALF, NV)
@@ -166,7 +169,7 @@ def multiply_vectors(a, b, depth, c, first):
             store(c, at, total)
 
 
-multiply = multiply_tiles if TILES else multiply_vectors
+multiply = multiply_tiles if HAS_TILES else multiply_vectors
 
 
 @device
@@ -180,7 +183,11 @@ def are_finite(x, count):
 
 @device
 def multiply_again(op, top, rows, j, cols, packed, c):
-    """``C[top : top + rows, j : j + cols]`` by vectors to the block at `c`; `packed`: scratch for a panel of B."""
+    """Put what is not finite in the block at `c`, ``C[top : top + rows, j : j + cols]``, right: by vectors.
+
+    All else stays as it is: which elements share a block depends on the number of threads.  `packed`: scratch for a
+    panel of B and for sums.
+    """
     w = lanes(op.a)
     width = NV * w
     panel, tile = packed, offset(packed, DEPTH * width)
@@ -196,7 +203,10 @@ def multiply_again(op, top, rows, j, cols, packed, c):
                 few_rows(a, offsets, op.a_col, panel, width, 0, depth, some_sums, p == 0)
         for i in range(rows):
             for v in range(0, width, w):
-                store(c, i * SIDE + q + v, load(tile, i * width + v))
+                at = i * SIDE + q + v
+                found = load(c, at)
+                nothing = found - found  # but NaN where it is not finite
+                store(c, at, select(nothing == nothing, found, load(tile, i * width + v)))
 
 
 @device
@@ -252,7 +262,7 @@ def amx(op, run, step, thread):
     split_a = offset(sums, op.rows * columns)
     split_b = offset(split_a, op.rows // SIDE * (op.kc // STEPS) * BLOCK)
     scratch = offset(split_b, op.panels * (op.kc // STEPS) * BLOCK)
-    if TILES:
+    if HAS_TILES:
         configure_tiles()
     while 0 <= task < last:
         left, top = task // tasks_of_column * columns, low + task % tasks_of_column * op.rows
@@ -262,5 +272,5 @@ def amx(op, run, step, thread):
             task += 1
         else:
             owner, task = claim(claims, tasks, thread, run.threads, owner)
-    if TILES:
+    if HAS_TILES:
         release_tiles()

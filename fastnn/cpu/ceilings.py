@@ -24,9 +24,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastnn.cpu import immediate, team
-from fastnn.cpu.amx import TILES
-from fastnn.cpu.blocking import CPU, MR, NV
+from fastnn.cpu import immediate, target, team
+from fastnn.cpu.amx import HAS_TILES
+from fastnn.cpu.blocking import CPU, MR, NV, SIDE
 from fastnn.cpu.jit import kernel
 from fastnn.cpu.memory import address, allocate
 from fastnn.cpu.share import share
@@ -48,7 +48,7 @@ from fastnn.cpu.simd import (
     zero_sums,
 )
 from fastnn.cpu.simd.amx import BLOCK as SPLIT_BLOCK
-from fastnn.cpu.simd.amx import PAIRS, SIDE
+from fastnn.cpu.simd.amx import PAIRS
 from fastnn.cpu.spans import AHEAD
 from fastnn.records import MAP, RUN, SLOT
 
@@ -74,7 +74,7 @@ def multiply_adds(op, run, step, thread):
 @kernel(MAP, "float32")
 def block_products(op, run, step, thread):
     # x: a block of A, which is one of B, too; y: for each thread a block of C; n: products
-    if TILES:  # other CPUs have no code for what follows
+    if HAS_TILES:  # other CPUs have no code for what follows
         configure_tiles()
         zero_sums()
         for _ in range(op.n):
@@ -145,7 +145,12 @@ def copiers(threads: int, size: int = ARRAY) -> tuple[list[Callable[[], None]], 
 
 
 def tile_peak(threads: int = 1, samples: int = SAMPLES) -> float:
-    """Operations on float32 a second that `threads` matrix units do at best, six products of bfloat16 for each."""
+    """Operations on float32 a second that `threads` matrix units do at best, six products of bfloat16 for each.
+
+    0 where there is none that may be used.
+    """
+    if not target.may_use_tiles():
+        return 0.0
     products = 2000 if threads == 1 else 20_000  # 0.3 ms, or 3 where a team has to start
     factors, sums = allocate(SPLIT_BLOCK, "float32"), allocate(threads * SIDE * SIDE, "float32")
     call = together("block_products", "float32", threads, x=factors, y=sums, n=products)

@@ -87,7 +87,7 @@ def divide(program: Program, dtype: str, threads: int, *, alone: bool = False) -
     Otherwise that is `program.alone`, if one is asked for.
     """
     for op in program.ops:
-        op.tiled = op.record is GEMM and not op.swapped and _pays_tiles(op, dtype)
+        op.tiled = op.record is GEMM and _pays_tiles(op, dtype)
     single = program.copy() if alone else None
     split = tensor_parallel.find(program)
     if split is not None:

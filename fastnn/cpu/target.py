@@ -90,9 +90,10 @@ def may_use_tiles() -> bool:
     """Whether this CPU has a matrix unit, and the system lets this process use it.
 
     Linux wants to be asked, once for a process, its threads and its children, since their registers are 8 KiB more to
-    save; it says no where a signal's stack would be too small for them.
+    save; it says no where a signal's stack would be too small for them, and from then on to stacks that would be.
+    ``FASTNN_MATRIX_UNIT=0`` says no before.
     """
-    if not host().has_tiles or sys.platform != "linux":
+    if not host().has_tiles or sys.platform != "linux" or os.environ.get("FASTNN_MATRIX_UNIT") == "0":
         return False
     return ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA) == 0
 

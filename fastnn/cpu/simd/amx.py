@@ -10,17 +10,19 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastnn.cpu.blocking import SIDE
 from fastnn.cpu.simd.vectors import I8, I32, I64, call_intrinsic, llvm_type, splat_scalar, vec, vector_pointer
 
-LINES, PAIRS = 16, 16  # of a tile: rows of A or columns of B; pairs of steps of k, which share 32 bits
+LINES, PAIRS = SIDE // 2, 16  # of a tile: rows of A or columns of B; pairs of steps of k, which share 32 bits
 TILE = LINES * PAIRS  # 32-bit words of a tile
 PARTS = 3  # of a float32
-SIDE = 2 * LINES  # rows and columns of the block of C that four registers hold
-BLOCK = PARTS * SIDE * PAIRS  # 32-bit words of `SIDE` lines and two times `PAIRS` steps of k, in all parts
+# 32-bit words of `SIDE` lines, as many as the block of C has that four registers hold, and 2 `PAIRS` steps of k, in all
+# parts.
+BLOCK = PARTS * SIDE * PAIRS
 # Registers 0 to 3 hold the sums, row after row; then come two tiles of A and two of B.
 SUMS, A, B = (0, 1, 2, 3), (4, 5), (6, 7)
-# The parts of A and B that are multiplied, the small products first, so that they are not lost in a large sum.  Each
-# differs from the one before in one factor, as far as that goes.
+# The parts of A and B that are multiplied, the largest product last, so that others are not lost in its sum.  Each
+# differs from the one before in one factor, so that only that is loaded.
 PRODUCTS = ((2, 0), (1, 0), (1, 1), (0, 1), (0, 2), (0, 0))
 PALETTE = 1
 
