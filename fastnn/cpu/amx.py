@@ -30,6 +30,7 @@ from fastnn.cpu.simd import (
     add_products,
     call_epilogue,
     configure_tiles,
+    hidden,
     is_null,
     lanes,
     load,
@@ -157,7 +158,7 @@ def multiply_vectors(a, b, depth, c, first):
         for j in range(0, SIDE, w):
             at = i * SIDE + j
             total = load_first(c, at, 0) if first else load(c, at)
-            for p in range(depth):
+            for p in range(hidden(depth)):  # LLVM would call memset where it knew that there are none
                 for parts in PRODUCTS:
                     left = p * BLOCK + (parts[0] * 2 + i // LINES) * TILE + i % LINES * PAIRS
                     right = p * BLOCK + (parts[1] * 2 + j // LINES) * TILE + j % LINES

@@ -116,6 +116,7 @@ from fastnn.cpu.simd.references import (
 from fastnn.cpu.simd.stack import stack
 from fastnn.cpu.simd.tiles import (
     add_row,
+    hidden,
     load_rows,
     load_tile,
     rank1,
@@ -170,6 +171,7 @@ __all__ = [
     "half_of",
     "has_exponents",
     "has_pieces",
+    "hidden",
     "integer",
     "is_fused",
     "is_null",

@@ -50,6 +50,16 @@ def _hidden(builder, value):
     return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value], False)
 
 
+@intrinsic
+def hidden(typingctx, number):
+    """An integer, of which LLVM does not know how it came about."""
+
+    def codegen(context, builder, sig, args):
+        return _hidden(builder, args[0])
+
+    return types.intp(types.intp), codegen
+
+
 @intrinsic(prefer_literal=True)
 def row_offsets(typingctx, stride, rows):
     """Where each of `rows` (a constant) rows of A starts, for `rank1`.
