@@ -100,7 +100,7 @@ def _rows() -> Iterator[tuple[str, str]]:
 def _matrix_unit(cpu: target.Target) -> str:
     if target.may_use_tiles():
         return f"AMX, blocks of {blocking.SIDE} x {blocking.SIDE} in float32"
-    return "AMX, which the system does not let programs use" if cpu.has_tiles else "none that is used"
+    return "AMX, not used: the system or FASTNN_MATRIX_UNIT says no" if cpu.has_tiles else "none that is used"
 
 
 def _instruction_set(cpu: target.Target) -> str:
