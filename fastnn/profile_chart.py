@@ -86,6 +86,12 @@ def _microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs" if seconds < 1e-3 else f"{seconds * 1e6:,.0f} µs"
 
 
+def peak(found: Profile) -> str:
+    """For people: "456 GFLOP/s (1151 on the matrix unit)"."""
+    tiles = f" ({found.tile_peak / 1e9:.0f} on the matrix unit)" if found.tile_peak else ""
+    return f"{found.peak / 1e9:.0f} GFLOP/s{tiles}"
+
+
 def _headings(figure: Any, axis: Any, found: Profile) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -100,7 +106,6 @@ def _headings(figure: Any, axis: Any, found: Profile) -> None:
     kinds = [kind for kind in COLOURS if kind in {row.bound for row in found.rows}]
     kinds += ["waiting"] if found.threads > 1 else []
     handles: list[Any] = [Patch(color=COLOURS[kind], label=LABELS[kind]) for kind in kinds]
-    tiles = f" ({found.tile_peak / 1e9:.0f} on the matrix unit)" if found.tile_peak else ""
-    peaks = f"{found.peak / 1e9:.0f} GFLOP/s{tiles} or {found.bandwidth / 1e9:.0f} GB/s"
+    peaks = f"{peak(found)} or {found.bandwidth / 1e9:.0f} GB/s"
     handles.append(Line2D([], [], color=INK, linewidth=2.2, label=f"floor at the measured peaks, {peaks}"))
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False, handlelength=1.2)

@@ -15,7 +15,7 @@ share of the peak is above 100%.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,7 +228,7 @@ class _Run:
             threads=threads,
             steps=len(times),
             rows=tuple(
-                _row(ops, self._label(ops[0]), took, size, self._density, (peak, tile_peak)[ops[0].tiled], bandwidth)
+                self._row(ops, took, size, tile_peak if ops[0].tiled else peak, bandwidth)
                 for ops, took in self._operations(middle[:-1, 1])
             ),
             waiting=float(np.median(times[:, :, 0].sum(axis=1))) if threads > 1 else 0.0,
@@ -251,6 +251,14 @@ class _Run:
                 ops, took = found[-1][0], found.pop()[1] + took
             found.append((ops, took))
         return found
+
+    def _row(self, ops: tuple[Op, ...], seconds: float, size: int, peak: float, bandwidth: float) -> Row:
+        flops = sum(costs.flops(op, self._density(op)) for op in ops)
+        moved = sum(costs.moved(op, size) for op in ops)
+        arithmetic, memory = flops / peak, moved / bandwidth
+        bound = "arithmetic" if arithmetic > memory else "memory"
+        label = self._label(ops[0])
+        return Row(ops[0].layer, label, seconds, flops, moved, bound, max(arithmetic, memory))
 
     def _density(self, op: Op) -> float:
         """What part of a product's multiply-adds is done; others have a 0."""
@@ -300,21 +308,6 @@ class _Run:
         return np.maximum(times - look, 0).mean(axis=0)
 
 
-def _row(
-    ops: tuple[Op, ...],
-    label: str,
-    seconds: float,
-    size: int,
-    density: Callable[[Op], float],
-    peak: float,
-    bandwidth: float,
-) -> Row:
-    flops, moved = sum(costs.flops(op, density(op)) for op in ops), sum(costs.moved(op, size) for op in ops)
-    arithmetic, memory = flops / peak, moved / bandwidth
-    bound = "arithmetic" if arithmetic > memory else "memory"
-    return Row(ops[0].layer, label, seconds, flops, moved, bound, max(arithmetic, memory))
-
-
 # --- the table ------------------------------------------------------------------------------------------------------
 
 HEADER = ("Layer", "Operation", "us", "of step", "rate", "bound by", "floor us", "gap us", "of peak")
@@ -358,8 +351,7 @@ def _table(found: Profile) -> Iterator[str]:
     yield f"Profile of {found.model!r}: {headline(found)}, medians of {found.steps} steps"
     yield from (rule, text[0], rule, *text[1:-1], rule, text[-1], rule)
     yield ", ".join(f"{layer} {us(seconds)}" for layer, seconds in found.layers.items()) + " us"
-    tiles = f" ({found.tile_peak / 1e9:.0f} on the matrix unit)" if found.tile_peak else ""
     yield (
-        f"peaks, measured before and after: {found.peak / 1e9:.0f} GFLOP/s{tiles}, and "
+        f"peaks, measured before and after: {profile_chart.peak(found)}, and "
         f"{found.bandwidth / 1e9:.1f} GB/s copied among {found.footprint / 2**20:.3g} MiB"
     )

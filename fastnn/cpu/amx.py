@@ -23,9 +23,9 @@ threads.
 """
 
 from fastnn.cpu.blocking import CPU, NV, SIDE
-from fastnn.cpu.gemm import HALF, make_edge_tile, pack_panel, prefetch_row
+from fastnn.cpu.gemm import HALF, LINE, make_edge_tile, pack_panel, prefetch_row
 from fastnn.cpu.jit import device, kernel
-from fastnn.cpu.share import claim, share
+from fastnn.cpu.share import first_task, next_task, share
 from fastnn.cpu.simd import (
     add_products,
     call_epilogue,
@@ -59,7 +59,7 @@ from fastnn.records import FORWARD, GEMM
 
 STEPS = 2 * PAIRS  # of k, that a block holds
 HAS_TILES = CPU.has_tiles
-HALVED, CACHE_LINE = SIDE * SIDE // 2, 16  # elements of half a block of C, and of a cache line
+HALVED = SIDE * SIDE // 2  # elements of half a block of C
 DEPTH = SIDE  # steps of k of a panel of B that is packed for vectors
 
 as_forward = reference(FORWARD)
@@ -145,7 +145,7 @@ def multiply_tiles(a, b, depth, c, first):
         load_sums(c, SIDE)
     for p in range(depth):
         add_products(offset(a, p * BLOCK), offset(b, p * BLOCK))
-        for q in range(0, HALVED, CACHE_LINE):
+        for q in range(0, HALVED, LINE * lanes(c)):
             prefetch(c, SIDE * SIDE + p % 2 * HALVED + q)
     store_sums(c, SIDE)
 
@@ -254,11 +254,7 @@ def amx(op, run, step, thread):
         low, high = share(op.m, thread, run.threads)
     tasks_of_column = (high - low + op.rows - 1) // op.rows
     tasks = (op.n + columns - 1) // columns * tasks_of_column
-    task, last, owner, claims = 0, tasks, thread, op.claims
-    if not is_null(claims):
-        owner, task = claim(claims, tasks, thread, run.threads, owner)
-    elif not op.by_rows:
-        task, last = share(tasks, thread, run.threads)
+    owner, task, last = first_task(op, tasks, thread, run.threads)
     sums = offset(op.scratch, thread * op.scratch_stride)
     split_a = offset(sums, op.rows * columns)
     split_b = offset(split_a, op.rows // SIDE * (op.kc // STEPS) * BLOCK)
@@ -269,9 +265,6 @@ def amx(op, run, step, thread):
         left, top = task // tasks_of_column * columns, low + task % tasks_of_column * op.rows
         rows, cols = min(op.rows, high - top), min(columns, op.n - left)
         some_blocks(op, run, step, top, rows, left, cols, sums, split_a, split_b, scratch)
-        if is_null(claims):
-            task += 1
-        else:
-            owner, task = claim(claims, tasks, thread, run.threads, owner)
+        owner, task = next_task(op, tasks, thread, run.threads, owner, task)
     if HAS_TILES:
         release_tiles()

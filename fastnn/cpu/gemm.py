@@ -22,7 +22,7 @@ however the work is cut, so results do not depend on the number of threads.
 
 from fastnn.cpu.blocking import CPU, MR, NV
 from fastnn.cpu.jit import device, kernel
-from fastnn.cpu.share import claim, keep_packed_columns, packed_columns, share, worker
+from fastnn.cpu.share import first_task, keep_packed_columns, next_task, packed_columns, share, worker
 from fastnn.cpu.simd import (
     call_epilogue,
     is_null,
@@ -344,11 +344,7 @@ def gemm(op, run, step, thread):
         low, high = share(op.m, thread, run.threads)
     tasks_of_column = (high - low + op.rows - 1) // op.rows
     tasks = (op.n + columns - 1) // columns * tasks_of_column
-    task, last, owner, claims = 0, tasks, thread, op.claims
-    if not is_null(claims):
-        owner, task = claim(claims, tasks, thread, run.threads, owner)
-    elif not op.by_rows:
-        task, last = share(tasks, thread, run.threads)
+    owner, task, last = first_task(op, tasks, thread, run.threads)
     packed = offset(op.scratch, worker(run, thread) * op.scratch_stride)
     partials = offset(packed, max(op.kept * columns, op.kc * nr))
     copied = offset(partials, op.partial * columns)
@@ -397,8 +393,5 @@ def gemm(op, run, step, thread):
                                      partial, i, j, rows, cols, start, end)  # fmt: skip
                 fresh = False
         ready = left
-        if is_null(claims):
-            task += 1
-        else:
-            owner, task = claim(claims, tasks, thread, run.threads, owner)
+        owner, task = next_task(op, tasks, thread, run.threads, owner, task)
     keep_packed_columns(run, ready)

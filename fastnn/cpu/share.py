@@ -48,6 +48,28 @@ def claim(claims, tasks, thread, threads, owner):
     return owner, -1
 
 
+@device
+def first_task(op, tasks, thread, threads):
+    """Where a thread starts with the tasks of a product: ``owner, task, last``.
+
+    It goes on with `next_task` as long as the task is one of ``[0, last)``.  By rows all tasks are its own.
+    """
+    owner, task, last = thread, 0, tasks
+    if not is_null(op.claims):
+        owner, task = claim(op.claims, tasks, thread, threads, owner)
+    elif not op.by_rows:
+        task, last = share(tasks, thread, threads)
+    return owner, task, last
+
+
+@device
+def next_task(op, tasks, thread, threads, owner, task):
+    """``owner, task`` of the one that comes after it."""
+    if is_null(op.claims):
+        return owner, task + 1
+    return claim(op.claims, tasks, thread, threads, owner)
+
+
 # A helper (`fastnn.cpu.crowd`) calls a kernel once for each share that it claims: `thread` is then the share's number,
 # and what the helper has in its scratch stays there from one share to the next.
 

@@ -23,7 +23,7 @@ from fastnn.cpu.blocking import WIDE, WORD
 from fastnn.cpu.finish import make_finish
 from fastnn.cpu.gemm import pack_panel, prefetch_later, prefetch_row, sum_rows
 from fastnn.cpu.jit import device, kernel
-from fastnn.cpu.share import claim, part_of, share
+from fastnn.cpu.share import first_task, next_task, part_of, share
 from fastnn.cpu.simd import (
     call_epilogue,
     call_kernel,
@@ -365,11 +365,7 @@ def make_product(some_rows):
         columns = op.panels * WIDE * lanes(op.a)
         tasks_of_column = (high - low + op.rows - 1) // op.rows
         tasks = (op.n + columns - 1) // columns * tasks_of_column
-        task, last, owner, claims = 0, tasks, thread, op.claims
-        if not is_null(claims):
-            owner, task = claim(claims, tasks, thread, threads, owner)
-        elif not op.by_rows:
-            task, last = share(tasks, place, threads)
+        owner, task, last = first_task(op, tasks, place, threads)
         packed = offset(op.scratch, thread * op.scratch_stride)
         out = op.turned * lanes(op.a) * max(2 * WIDE * lanes(op.a), op.block)
         tiles = offset(packed, WORD * WIDE * lanes(op.a) + out)
@@ -379,10 +375,7 @@ def make_product(some_rows):
             left, top = task // tasks_of_column * columns, low + task % tasks_of_column * op.rows
             right = min(left + columns, op.n)
             some_rows(op, run, step, top, min(op.rows, high - top), left, right, tiles, words, packed)
-            if is_null(claims):
-                task += 1
-            else:
-                owner, task = claim(claims, tasks, thread, threads, owner)
+            owner, task = next_task(op, tasks, place, threads, owner, task)
 
     return product
 

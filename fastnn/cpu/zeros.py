@@ -68,7 +68,7 @@ def offer(op: Op, dtype: str) -> None:
     of A is 0, and its bits would depend on which rows a thread looks at.
     """
     op.sparsely = []
-    if op.record is not GEMM or op.sparse or op.swapped or op.kernel == blocking.ON_TILES:
+    if op.record is not GEMM or op.sparse or op.swapped or op.tiled:
         return
     fields = {**op.fields, "joined": 0, "also": 0}
     if op.may_be_sparse and pays(op, dtype):
