@@ -259,7 +259,7 @@ def test_where_it_is_not_used(monkeypatch):
     assert blocking.pays_tiles(*large, DTYPE, 1, 512, 1, 512)
     assert not blocking.pays_tiles(*large, "float64", 512, 1, 512, 1)
     assert not blocking.pays_tiles(1 << 20, 16, 64, DTYPE, 64, 1, 16, 1)
-    assert not blocking.pays_tiles(64, 64, 64, DTYPE, 64, 1, 64, 1)
+    assert not blocking.pays_tiles(128, 128, 128, DTYPE, 128, 1, 128, 1)
     assert not blocking.pays_tiles(512, 512, 16, DTYPE, 16, 1, 512, 1)
     assert not blocking.pays_tiles(*large, DTYPE, 1024, 2, 512, 1)
     monkeypatch.setattr(target, "may_use_tiles", lambda: False)
