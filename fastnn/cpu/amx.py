@@ -16,10 +16,10 @@ The unit takes numbers, parts and products below 2^-126 for 0, so numbers, and p
 lack their last bits.  What is infinite would become NaN, since it has no parts: elements of C that are not finite are
 computed once more, by vectors.
 
-A task is some rows and columns of C.  For each `kc` steps of k its parts of A and B are split into blocks, which then
-stay in the second-level cache, and the sums of all blocks of C go on from where they were.  Every element of C is one
-sum, in the order of k, of which each 32 steps are added up by the unit; so results do not depend on the number of
-threads.
+A task is some rows and columns of C.  For each `kc` steps of k its part of A is split into blocks, which then stay in
+the second-level cache, and of B one panel after the other, which stays in the first one, while the sums of all blocks
+of C go on from where they were.  Every element of C is one sum, in the order of k, of which each 32 steps are added up
+by the unit; so results do not depend on the number of threads.
 """
 
 from fastnn.cpu.blocking import CPU, NV, SIDE
@@ -175,11 +175,11 @@ multiply = multiply_tiles if HAS_TILES else multiply_vectors
 
 @device
 def are_finite(x, count):
-    """Whether ``x[:count]``, whole vectors, is."""
-    found = 0
-    for q in range(0, count, lanes(x)):
-        found |= nonzero_lanes(load(x, q) - load(x, q))
-    return found == 0
+    """Whether ``x[:count]``, whole vectors, is: then ``x - x`` is 0, else NaN."""
+    found = load(x, 0) - load(x, 0)
+    for q in range(lanes(x), count, lanes(x)):
+        found = found + (load(x, q) - load(x, q))
+    return nonzero_lanes(found) == 0
 
 
 @device
@@ -231,17 +231,16 @@ def some_blocks(op, run, step, top, rows, left, cols, sums, split_a, split_b, sc
         across = op.a_col != 1
         split(a, op.a_row, op.a_col, rows, k, across, scratch if across else nothing, split_a)
         across = op.b_col == 1
-        split(b, op.b_col, op.b_row, cols, k, across, nothing if across else scratch, split_b)
         c = sums
         for j in range(0, cols, SIDE):
+            wide, panel = min(SIDE, cols - j), offset(b, j * op.b_col)
+            split(panel, op.b_col, op.b_row, wide, k, across, nothing if across else scratch, split_b)
             for i in range(0, rows, SIDE):
-                here = offset(split_a, i // SIDE * depth * BLOCK)
-                there = offset(split_b, j // SIDE * depth * BLOCK)
-                many, wide = min(SIDE, rows - i), min(SIDE, cols - j)
+                here, many = offset(split_a, i // SIDE * depth * BLOCK), min(SIDE, rows - i)
                 if last:
                     for r in range(many):
                         prefetch_row(output.c, (top + i + r) * output.c_row + left + j, NV)
-                multiply(here, there, depth, c, first)
+                multiply(here, split_b, depth, c, first)
                 if last:
                     finish(op, run, step, top + i, many, left + j, wide, scratch, c)
                 c = offset(c, SIDE * SIDE)
@@ -258,7 +257,7 @@ def amx(op, run, step, thread):
     sums = offset(op.scratch, thread * op.scratch_stride)
     split_a = offset(sums, op.rows * columns)
     split_b = offset(split_a, op.rows // SIDE * (op.kc // STEPS) * BLOCK)
-    scratch = offset(split_b, op.panels * (op.kc // STEPS) * BLOCK)
+    scratch = offset(split_b, op.kc // STEPS * BLOCK)
     if HAS_TILES:
         configure_tiles()
     while 0 <= task < last:
