@@ -175,11 +175,11 @@ multiply = multiply_tiles if HAS_TILES else multiply_vectors
 
 @device
 def are_finite(x, count):
-    """Whether ``x[:count]``, whole vectors, is: then ``x - x`` is 0, else NaN."""
-    found = load(x, 0) - load(x, 0)
-    for q in range(lanes(x), count, lanes(x)):
-        found = found + (load(x, q) - load(x, q))
-    return nonzero_lanes(found) == 0
+    """Whether ``x[:count]``, whole vectors, is."""
+    found = 0
+    for q in range(0, count, lanes(x)):
+        found |= nonzero_lanes(load(x, q) - load(x, q))
+    return found == 0
 
 
 @device
