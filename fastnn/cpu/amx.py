@@ -17,9 +17,10 @@ lack their last bits.  What is infinite would become NaN, since it has no parts:
 computed once more, by vectors.
 
 A task is some rows and columns of C.  For each `kc` steps of k its part of A is split into blocks, which then stay in
-the second-level cache, and of B one panel after the other, which stays in the first one, while the sums of all blocks
-of C go on from where they were.  Every element of C is one sum, in the order of k, of which each 32 steps are added up
-by the unit; so results do not depend on the number of threads.
+the second-level cache, and of B one panel after the other, which stays in the first one, or all of them where they have
+to be turned and lie on pages of their own; the sums of all blocks of C go on from where they were.  Every element of C
+is one sum, in the order of k, of which each 32 steps are added up by the unit; so results do not depend on the number
+of threads.
 """
 
 from fastnn.cpu.blocking import CPU, NV, SIDE
@@ -231,16 +232,19 @@ def some_blocks(op, run, step, top, rows, left, cols, sums, split_a, split_b, sc
         across = op.a_col != 1
         split(a, op.a_row, op.a_col, rows, k, across, scratch if across else nothing, split_a)
         across = op.b_col == 1
+        each = SIDE if across else cols  # columns that are split at a time
         c = sums
         for j in range(0, cols, SIDE):
-            wide, panel = min(SIDE, cols - j), offset(b, j * op.b_col)
-            split(panel, op.b_col, op.b_row, wide, k, across, nothing if across else scratch, split_b)
+            if j % each == 0:
+                panel, turned = offset(b, j * op.b_col), nothing if across else scratch
+                split(panel, op.b_col, op.b_row, min(each, cols - j), k, across, turned, split_b)
+            there, wide = offset(split_b, j % each // SIDE * depth * BLOCK), min(SIDE, cols - j)
             for i in range(0, rows, SIDE):
                 here, many = offset(split_a, i // SIDE * depth * BLOCK), min(SIDE, rows - i)
                 if last:
                     for r in range(many):
                         prefetch_row(output.c, (top + i + r) * output.c_row + left + j, NV)
-                multiply(here, split_b, depth, c, first)
+                multiply(here, there, depth, c, first)
                 if last:
                     finish(op, run, step, top + i, many, left + j, wide, scratch, c)
                 c = offset(c, SIDE * SIDE)
@@ -257,7 +261,7 @@ def amx(op, run, step, thread):
     sums = offset(op.scratch, thread * op.scratch_stride)
     split_a = offset(sums, op.rows * columns)
     split_b = offset(split_a, op.rows // SIDE * (op.kc // STEPS) * BLOCK)
-    scratch = offset(split_b, op.kc // STEPS * BLOCK)
+    scratch = offset(split_b, op.panels * (op.kc // STEPS) * BLOCK)
     if HAS_TILES:
         configure_tiles()
     while 0 <= task < last:

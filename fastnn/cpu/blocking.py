@@ -289,11 +289,12 @@ def tiles(m: int, n: int, k: int, threads: int, *, lent: bool = False) -> dict[s
 
 
 def tiles_scratch(cut: dict[str, int]) -> int:
-    """Elements one thread needs for that: sums, the three parts of A and of a panel of B, 2 bytes each, and two blocks:
-    tiles that are turned, or a panel of B and its sums.
+    """Elements one thread needs for that: sums, the three parts of A and B, 2 bytes each, and two blocks: tiles that
+    are turned, or a panel of B and its sums.
     """
-    parts = (cut["rows"] + SIDE) * cut["kc"] * 3 // 2
-    return cut["rows"] * cut["panels"] * SIDE + parts + 2 * SIDE * SIDE
+    columns = cut["panels"] * SIDE
+    parts = (cut["rows"] + columns) * cut["kc"] * 3 // 2
+    return cut["rows"] * columns + parts + 2 * SIDE * SIDE
 
 
 def scratch(dtype: str, cut: dict[str, int]) -> int:
