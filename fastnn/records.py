@@ -290,6 +290,13 @@ CALL = Record(  # a builtin function over NumPy arrays
     float64="int",
     run="int",
     most="int",  # the largest work that is done here
+    shared="int",  # what is more than that helpers join where it closely follows another call (fastnn.cpu.immediate)
+    helpers="int",  # 1: there are some
+    epoch="int",  # the setting of threads for which this is so, and the one in force
+    epochs="i64*",
+    ended="i64*",  # thread and time of the end of the last such call, and room for a look at the clock
+    clock="int",
+    clock_id="int",
 )
 PYTHON = Record(  # addresses in Python and NumPy
     "python",
@@ -308,6 +315,7 @@ PYTHON = Record(  # addresses in Python and NumPy
     put="int",  # PyTuple_SetItem
     release="int",  # PyEval_SaveThread, PyEval_RestoreThread: the interpreter's lock
     acquire="int",
+    ident="int",  # PyThread_get_thread_ident
 )
 PREDICTION = Record(  # a builtin function that predicts arrays like one that was predicted before
     "prediction",

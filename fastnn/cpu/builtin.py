@@ -30,6 +30,7 @@ FUNCTIONS = {  # of CPython's stable interface, by the field of the record `PYTH
     "put": "PyTuple_SetItem",
     "release": "PyEval_SaveThread",
     "acquire": "PyEval_RestoreThread",
+    "ident": "PyThread_get_thread_ident",
 }
 
 

@@ -8,12 +8,13 @@ serve all threads; a forked process has its own copy.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from fastnn.cpu import blocking, builtin, layouts, loader
+from fastnn.cpu import blocking, builtin, clock, immediate, layouts, loader
 from fastnn.cpu.memory import address, allocate
 from fastnn.records import (
     BATCH,
@@ -29,6 +30,7 @@ from fastnn.records import (
     SLOT,
     UPDATE,
 )
+from fastnn.threads import EPOCH, get_num_threads
 
 if TYPE_CHECKING:
     from fastnn.cpu.executable import Executable, Table
@@ -40,6 +42,7 @@ SMALL = 1 << 16
 # Of element-wise functions and rows: 30 to 200 us.  The ordinary way costs 10 us where its own memory has left the
 # caches: sigmoid of 1 MiB takes 76 us instead of 64.
 SMALL_MAP = 1 << 18
+SHARED = 1 << 17  # more are left to the ordinary way where helpers are likely to be awake (`immediate.SHARED`)
 
 
 class Call:
@@ -47,10 +50,13 @@ class Call:
 
     def __init__(self, entry: str, most: int) -> None:
         self.known: set[np.dtype] = set()
+        self.epoch = -1
         self.records = allocate(12 * SLOT, "uint8")
         self.view = memoryview(self.records)
         self._rate = np.zeros(1)
-        self._fields = {"python": builtin.python(), "run": self.at(1), "most": most}
+        self._fields = {"python": builtin.python(), "run": self.at(1), "most": most, "shared": SHARED}
+        self._fields["clock"], self._fields["clock_id"] = clock.function()
+        self._fields |= {"epochs": EPOCH.buffer_info()[0], "ended": address(immediate.ENDED)}
         CALL.pack_into(self.view, 0, self._fields)
         RUN.pack_into(self.view, 1, {"threads": 1, "rate": address(self._rate)})
         self.function = builtin.make(entry, self.records)
@@ -60,8 +66,11 @@ class Call:
         return address(self.records) + slot * SLOT
 
     def learn(self, dtype: np.dtype) -> None:
-        """Accept arrays of this dtype, whose records are complete."""
+        """Accept arrays of this dtype, whose records are complete, at the present setting of threads."""
         self._fields[dtype.name] = self.at(VARIANT[dtype.name])
+        # Windows' clock tells no nanoseconds.
+        self._fields["helpers"] = int(get_num_threads() > 1 and sys.platform != "win32")
+        self.epoch = self._fields["epoch"] = EPOCH[0]
         CALL.pack_into(self.view, 0, self._fields)
         self.known.add(dtype)
 
@@ -79,10 +88,13 @@ class Calls(dict[Key, Callable], Generic[Key]):
         return call.function
 
     def learn(self, key: Key, dtype: np.dtype) -> None:
-        """Load the kernels for this dtype, if that has not been done."""
+        """Load the kernels for this dtype, if that has not been done; notice how many threads there may be."""
         call = self._calls.get(key)
-        if call is not None and dtype not in call.known and call.function is not builtin.declining:
+        if call is None or call.function is builtin.declining:
+            return
+        if dtype not in call.known:
             self._lay_out(call, VARIANT[dtype.name], key, dtype.name)
+        if dtype not in call.known or call.epoch != EPOCH[0]:
             call.learn(dtype)
 
 

@@ -9,23 +9,6 @@ import ctypes
 import sys
 import time
 
-from fastnn.cpu import target
-from fastnn.cpu.jit import device
-from fastnn.cpu.simd import call_function, integer
-
-WINDOWS = "windows" in target.host().triple
-BILLION = 1_000_000_000
-
-
-@device
-def now(run, place):
-    """Ticks since some moment; `place` has room for two int64 and belongs to the calling thread."""
-    if WINDOWS:
-        call_function(run.clock, (integer(place),))  # QueryPerformanceCounter
-        return place[0]
-    call_function(run.clock, (run.clock_id, integer(place)))  # clock_gettime: seconds and nanoseconds
-    return place[0] * BILLION + place[1]
-
 
 def function() -> tuple[int, int]:
     """Address of the system's function, and which of its clocks to read."""

@@ -16,6 +16,7 @@ from fastnn.cpu import blocking, layouts
 from fastnn.cpu.batch import as_forward, as_gemm, as_run, products
 from fastnn.cpu.blocking import MR, PLAIN, SMALL, SMALL_ROW
 from fastnn.cpu.crowd import PLACES, TABLE, TAKEN
+from fastnn.cpu.immediate import CLOSE
 from fastnn.cpu.jit import device, entry
 from fastnn.cpu.objects import (
     ALIGNED,
@@ -37,7 +38,8 @@ from fastnn.cpu.objects import (
     volume,
     word,
 )
-from fastnn.cpu.simd import call_function, call_kernel, exchange, integer, local_words, pointer_at, reference
+from fastnn.cpu.simd import call_function, call_kernel, exchange, integer, local_words, offset, pointer_at, reference
+from fastnn.cpu.ticks import now
 from fastnn.records import BATCH, CALL, LAYOUT, MAP, PRODUCT, SLOT, UPDATE, WORKSHOP
 
 AXES = 8  # of a batch, at most: more are declined
@@ -63,6 +65,29 @@ def apart(a, b, size):
     return end <= low or high <= start
 
 
+# --- calls that follow each other (`fastnn.cpu.immediate.SHARED`) -------------------------------------------------
+
+
+@device
+def is_for_helpers(call, python, n):
+    """Whether a call is left to the ordinary way, where helpers join it, or where Python learns how many there are."""
+    if n <= call.shared:
+        return False
+    if call.epoch != call.epochs[0]:
+        return True
+    ended = call.ended
+    return (
+        call.helpers and ended[0] == call_function(python.ident, ()) and now(call, offset(ended, 2)) - ended[1] < CLOSE
+    )
+
+
+@device
+def end(call, python):
+    """Write down who ended a call that helpers may join, and when."""
+    ended = call.ended
+    ended[0], ended[1] = call_function(python.ident, ()), now(call, offset(ended, 2))
+
+
 # --- element-wise functions and functions of rows -----------------------------------------------------------------
 
 
@@ -85,7 +110,7 @@ def elementwise(own, arguments, count):
     if size == 0 or record == 0 or dimensions(x) == 0 or word(alpha + TYPE) != python.number:
         return declined(python)
     n = volume(x)
-    if n == 0 or n > call.most:
+    if n == 0 or n > call.most or is_for_helpers(call, python, n):
         return declined(python)
     paired = g != python.none
     if paired and not congruent(python, g, size, x):
@@ -110,6 +135,8 @@ def elementwise(own, arguments, count):
     op.cols = op.ld = length(x, 1)
     op.rows = n // op.cols
     call_kernel(op, as_run(call.run, op), 0, 0)
+    if n > call.shared:
+        end(call, python)
     return result
 
 
@@ -197,6 +224,8 @@ def run_layout(call, python, layout, shop, a, b, c, bias):
         call_kernel(gemm, as_run(call.run, layout), 0, 0)
     call_function(python.acquire, (state,))
     shop.busy = 0
+    if layout.helpers > 0:
+        end(call, python)
 
 
 @entry

@@ -19,7 +19,6 @@ the clock, then for each step a pair for each record (waiting before it, working
 """
 
 from fastnn.cpu.blocking import LINE, SHARES
-from fastnn.cpu.clock import now
 from fastnn.cpu.crowd import (
     ASLEEP,
     BACK,
@@ -62,6 +61,7 @@ from fastnn.cpu.simd import (
     store_release,
 )
 from fastnn.cpu.team import SPINS
+from fastnn.cpu.ticks import now
 from fastnn.records import RUN, SLOT
 
 as_run = reference(RUN)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fastnn.cpu import blocking, builtin, calls, cold, division, immediate, loader, team, tensor_parallel, trial
+from fastnn.cpu import blocking, builtin, calls, clock, cold, division, immediate, loader, team, tensor_parallel, trial
 from fastnn.cpu.memory import address, allocate
 from fastnn.program import Fields, Op, Program, Ref
 from fastnn.records import EPILOGUE, GEMM, PERMUTATION, RUN, SLOT
@@ -341,7 +341,7 @@ class Executable:
             "operation" is the step itself: waiting at its start, and what one look at the clock costs, which is part
             of every other number that is not 0.
         """
-        from fastnn.cpu import clock, engine  # need Numba
+        from fastnn.cpu import engine  # needs Numba
 
         length = self.length + 1
         stride = -(-(engine.HEAD + steps * length * 2) // 8) * 8
