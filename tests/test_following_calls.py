@@ -79,8 +79,8 @@ def test_the_same_bits_alone_and_joined(name, dtype, joined):
     assert joined == [2, 2, 2, 3, 3, 3]
 
 
-@pytest.mark.parametrize("name", ["relu", "adam"])
-def test_which_calls_are_joined(name, joined):
+@pytest.mark.parametrize(("name", "small"), [("relu", calls.SHARED), ("relu", 100_000), ("adam", 70_000)])
+def test_which_calls_are_joined(name, small, joined):
     x = random(SIZE, seed=1)
     MAPS[name](x)  # whatever was before, `ENDED` says when this one ended
     assert immediate.ENDED[0] == threading.get_ident()
@@ -91,7 +91,7 @@ def test_which_calls_are_joined(name, joined):
     assert joined == [], "a pause"
     assert 0 < immediate.ENDED[1] < LONG
     just_now()
-    MAPS[name](x[:1000].copy())
+    MAPS[name](x[:small].copy())
     assert joined == [], "too small"
     assert immediate.ENDED[1] == LONG, "too small to tell anything"
     MAPS[name](x)
