@@ -76,9 +76,9 @@ def is_for_helpers(call, python, n):
     if call.epoch != call.epochs[0]:
         return True
     ended = call.ended
-    return (
-        call.helpers and ended[0] == call_function(python.ident, ()) and now(call, offset(ended, 2)) - ended[1] < CLOSE
-    )
+    if call.helpers == 0 or ended[0] != call_function(python.ident, ()):
+        return False
+    return now(call, offset(ended, 2)) - ended[1] < CLOSE
 
 
 @device
