@@ -2,6 +2,7 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -144,6 +145,8 @@ def test_what_compiled_code_leaves_to_python():
     just_now()
     assert function(x, None, 0.0, None) is None
     assert function(x[: calls.SHARED].copy(), None, 0.0, None) is not None, "no more than that"
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(function, x, None, 0.0, None).result() is not None, "it follows no call of that thread"
 
     fastnn.set_num_threads(1)
     long_ago()

@@ -82,7 +82,7 @@ def is_for_helpers(call, python, n):
 
 
 @device
-def end(call, python):
+def note_end(call, python):
     """Write down who ended a call that helpers may join, and when."""
     ended = call.ended
     ended[0], ended[1] = call_function(python.ident, ()), now(call, offset(ended, 2))
@@ -136,7 +136,7 @@ def elementwise(own, arguments, count):
     op.rows = n // op.cols
     call_kernel(op, as_run(call.run, op), 0, 0)
     if n > call.shared:
-        end(call, python)
+        note_end(call, python)
     return result
 
 
@@ -225,7 +225,7 @@ def run_layout(call, python, layout, shop, a, b, c, bias):
     call_function(python.acquire, (state,))
     shop.busy = 0
     if layout.helpers > 0:
-        end(call, python)
+        note_end(call, python)
 
 
 @entry
