@@ -27,7 +27,12 @@ def number(
     open_high: bool = False,
 ) -> float:
     """`value` as a finite float within bounds (open or closed), or an error that says what was expected."""
-    if type(value) is float and low is not None and low < value < (INFINITY if high is None else high):
+    if (
+        type(value) is float
+        and low is not None
+        and (low < value or (low == value and not open_low))
+        and value < (INFINITY if high is None else high)
+    ):
         return value  # the usual case, at once
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")

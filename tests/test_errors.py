@@ -49,6 +49,7 @@ MAKING = [
     (lambda: layers.Dropout("half"), TypeError, r"rate.*(half|str)"),
     (lambda: layers.Rescaling(np.nan), ValueError, r"scale.*nan"),
     (lambda: layers.Rescaling(1.0, offset=np.inf), ValueError, r"offset.*inf"),
+    (lambda: layers.Rescaling(1.0, offset=-np.inf), ValueError, r"offset.*-inf"),
     (lambda: layers.Input((-3,)), ValueError, r"-3"),
     (lambda: layers.Input((0,)), ValueError, r"\b0\b"),
     (lambda: layers.Input((2.5,)), TypeError, r"2\.5|float"),

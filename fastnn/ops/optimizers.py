@@ -34,13 +34,14 @@ def _update(
     decay_2: float = 0.0,
     epsilon: float = 0.0,
 ) -> None:
-    for state, name in zip((s0, s1), STATES[rule], strict=False):
-        if state is None:
-            raise ValueError(f"{name} is missing: it is an array of the shape of param (zeros at first)")
+    names = STATES[rule]
+    if names and (s0 is None or (s1 is None and len(names) > 1)):
+        missing = names[0] if s0 is None else names[1]
+        raise ValueError(f"{missing} is missing: it is an array of the shape of param (zeros at first)")
     if UPDATES[rule](param, s0, s1, grad, rate, momentum, decay_1, decay_2, epsilon) is not None:
         return
     arrays = {"p": in_place(param, "param")}
-    for field, state, name in zip(("s0", "s1"), (s0, s1), STATES[rule], strict=False):
+    for field, state, name in zip(("s0", "s1"), (s0, s1), names, strict=False):
         arrays[field] = in_place(state, name, param)
     g = floats(grad, "grad")
     if g.shape != param.shape:
