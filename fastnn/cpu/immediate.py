@@ -22,7 +22,7 @@ TOGETHER = 1e7  # operations above which helpers are worth waking: 50 us of one 
 # network that is written by hand: they are awake still, or will be for the next one.  Adam over 200,000 parameters
 # takes 40 us then instead of 117, relu of 1 MiB 18 instead of 33.  (Woken for each call: 110, and 80 instead of 47.)
 SHARED = 1.6e6
-CLOSE = 50_000  # nanoseconds, about as long as helpers linger (fastnn.cpu.engine.LINGER)
+CLOSE = 100_000  # nanoseconds: less than helpers linger (fastnn.cpu.engine.LINGER)
 ENDED = allocate(8, "int64")  # thread and time of the end of the last such call; compiled code writes them, too
 NAMES = {4: "float32", 8: "float64"}
 
