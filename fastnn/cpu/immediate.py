@@ -20,7 +20,7 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize
 TOGETHER = 1e7  # operations above which helpers are worth waking: 50 us of one core, in which they arrive
 # Operations, 10 us of one core, from which helpers join a call that closely follows another one, as in a step of a
 # network that is written by hand: they are awake still, or will be for the next one.  Adam over 200,000 parameters
-# takes 40 us then instead of 117, relu of 1 MiB 18 instead of 33.  (Woken for each call: 110, and 80 instead of 47.)
+# takes 55 us then instead of 150, relu of 1 MiB 23 instead of 38.  (Woken for each call: 118, and 80 after a pause.)
 SHARED = 1.6e6
 CLOSE = 100_000  # nanoseconds: less than helpers linger (fastnn.cpu.engine.LINGER)
 ENDED = allocate(8, "int64")  # thread and time of the end of the last such call; compiled code writes them, too
