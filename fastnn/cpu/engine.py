@@ -68,8 +68,8 @@ as_run = reference(RUN)
 
 ARRIVED, PASSED, STOPPED = 0, 8, 16
 HEAD = 8  # elements of a thread's times before those of the first step
-# Spins (about 200 us) that a helper waits for the next job, or the next step, for which Python makes a batch.  Waking it
-# takes the system 50 us, and whoever is interrupted comes late: with 2000 spins a step of 784-256-10 by hand, batch 32,
+# Spins (about 200 us) that a helper waits for the next job, or the next step, for which Python makes a batch.  To wake
+# it takes 50 us, and whoever is interrupted comes late: with 2000 spins a step of 784-256-10 by hand, batch 32,
 # took 510 us instead of 290 beside neighbours, and Adam over 200,000 parameters in a loop 100 instead of 55.
 LINGER = 8000
 POSTED, AWAY, CALLED = 0, 8, 16  # of `attend`: jobs posted, helpers that have not finished theirs, a job is coming
