@@ -275,6 +275,8 @@ WORKSHOP = Record(  # one for all of them: one at a time
     team="i64*",  # the words of a crowd (fastnn.cpu.crowd), or 0
     leader="int",  # the caller's place in it
     together="int",  # address of fastnn.cpu.engine.together
+    provided="int",  # the setting of threads for which these three are there
+    job="int",  # room for the record of a function that they join
 )
 CRITERION = Record(  # a mean loss of NumPy arrays of one dtype
     "criterion",
@@ -291,12 +293,13 @@ CALL = Record(  # a builtin function over NumPy arrays
     run="int",
     most="int",  # the largest work that is done here
     shared="int",  # what is more than that helpers join where it closely follows another call (fastnn.cpu.immediate)
-    helpers="int",  # 1: there are some
+    helpers="int",  # how many there may be
     epoch="int",  # the setting of threads for which this is so, and the one in force
     epochs="i64*",
     ended="i64*",  # thread and time of the end of the last such call, and room for a look at the clock
     clock="int",
     clock_id="int",
+    workshop="int",  # address of what they need
 )
 PYTHON = Record(  # addresses in Python and NumPy
     "python",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from fastnn.cpu import blocking, builtin, clock, immediate, layouts, loader
+from fastnn.cpu import blocking, builtin, clock, crowd, immediate, layouts, loader
 from fastnn.cpu.memory import address, allocate
 from fastnn.records import (
     BATCH,
@@ -42,7 +42,7 @@ SMALL = 1 << 16
 # Of element-wise functions and rows: 30 to 200 us.  The ordinary way costs 10 us where its own memory has left the
 # caches: sigmoid of 1 MiB takes 76 us instead of 64.
 SMALL_MAP = 1 << 18
-SHARED = 1 << 17  # more are left to the ordinary way where helpers are likely to be awake (`immediate.SHARED`)
+SHARED = 1 << 16  # of more, helpers take a part where they are likely to be awake (`immediate.SHARED`)
 
 
 class Call:
@@ -57,6 +57,7 @@ class Call:
         self._fields = {"python": builtin.python(), "run": self.at(1), "most": most, "shared": SHARED}
         self._fields["clock"], self._fields["clock_id"] = clock.function()
         self._fields |= {"epochs": EPOCH.buffer_info()[0], "ended": address(immediate.ENDED)}
+        self._fields["workshop"] = layouts.workshop().address
         CALL.pack_into(self.view, 0, self._fields)
         RUN.pack_into(self.view, 1, {"threads": 1, "rate": address(self._rate)})
         self.function = builtin.make(entry, self.records)
@@ -69,7 +70,7 @@ class Call:
         """Accept arrays of this dtype, whose records are complete, at the present setting of threads."""
         self._fields[dtype.name] = self.at(VARIANT[dtype.name])
         # Windows' clock tells no nanoseconds.
-        self._fields["helpers"] = int(get_num_threads() > 1 and sys.platform != "win32")
+        self._fields["helpers"] = 0 if sys.platform == "win32" else get_num_threads() - 1
         self.epoch = self._fields["epoch"] = EPOCH[0]
         CALL.pack_into(self.view, 0, self._fields)
         self.known.add(dtype)
@@ -88,7 +89,7 @@ class Calls(dict[Key, Callable], Generic[Key]):
         return call.function
 
     def learn(self, key: Key, dtype: np.dtype) -> None:
-        """Load the kernels for this dtype, if that has not been done; notice how many threads there may be."""
+        """Load the kernels for this dtype, if that has not been done; notice which threads there are."""
         call = self._calls.get(key)
         if call is None or call.function is builtin.declining:
             return
@@ -96,6 +97,8 @@ class Calls(dict[Key, Callable], Generic[Key]):
             self._lay_out(call, VARIANT[dtype.name], key, dtype.name)
         if dtype not in call.known or call.epoch != EPOCH[0]:
             call.learn(dtype)
+        if crowd.is_there() and layouts.workshop().provided != EPOCH[0]:
+            layouts.workshop().provide(0, crowd.get().prepare(get_num_threads()))
 
 
 def _map(call: Call, slot: int, kernel: str, dtype: str) -> None:

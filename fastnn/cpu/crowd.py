@@ -138,6 +138,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def is_there() -> bool:
+    """Whether this process has helpers already."""
+    return _crowd is not None
+
+
 def get() -> Crowd:
     """The helpers of this process."""
     global _crowd

@@ -38,7 +38,17 @@ from fastnn.cpu.objects import (
     volume,
     word,
 )
-from fastnn.cpu.simd import call_function, call_kernel, exchange, integer, local_words, offset, pointer_at, reference
+from fastnn.cpu.simd import (
+    call_function,
+    call_kernel,
+    exchange,
+    integer,
+    local_words,
+    offset,
+    pointer_at,
+    reference,
+    store_release,
+)
 from fastnn.cpu.ticks import now
 from fastnn.records import BATCH, CALL, LAYOUT, MAP, PRODUCT, SLOT, UPDATE, WORKSHOP
 
@@ -69,12 +79,8 @@ def apart(a, b, size):
 
 
 @device
-def is_for_helpers(call, python, n):
-    """Whether a call is left to the ordinary way, where helpers join it, or where Python learns how many there are."""
-    if n <= call.shared:
-        return False
-    if call.epoch != call.epochs[0]:
-        return True
+def follows(call, python):
+    """Whether this call closely follows one of the same thread, so that helpers are likely to be awake."""
     ended = call.ended
     if call.helpers == 0 or ended[0] != call_function(python.ident, ()):
         return False
@@ -86,6 +92,25 @@ def note_end(call, python):
     """Write down who ended a call that helpers may join, and when."""
     ended = call.ended
     ended[0], ended[1] = call_function(python.ident, ()), now(call, offset(ended, 2))
+
+
+@device
+def join(call, python, record):
+    """Run the kernel of a record with helpers, without the interpreter's lock; whether that was possible."""
+    shop = as_workshop(call.workshop, FLOAT64)
+    team = shop.team
+    if shop.busy or exchange(team, TAKEN, 1) != 0:
+        return False
+    shop.busy = 1
+    # A copy, since another thread may fill in the record meanwhile; word by word, or LLVM would call memcpy.
+    for i in range(SLOT // 8):
+        store_release(pointer_at(shop.job, team), i, word(record + 8 * i))
+    team[TABLE] = shop.job
+    state = call_function(python.release, ())
+    call_function(shop.together, (shop.leader, call.helpers))
+    call_function(python.acquire, (state,))
+    shop.busy = 0
+    return True
 
 
 # --- element-wise functions and functions of rows -----------------------------------------------------------------
@@ -110,8 +135,14 @@ def elementwise(own, arguments, count):
     if size == 0 or record == 0 or dimensions(x) == 0 or word(alpha + TYPE) != python.number:
         return declined(python)
     n = volume(x)
-    if n == 0 or n > call.most or is_for_helpers(call, python, n):
+    if n == 0 or n > call.most:
         return declined(python)
+    shared, joined = n > call.shared, False
+    if shared:
+        joined = follows(call, python)
+        provided = as_workshop(call.workshop, FLOAT64).provided
+        if call.epoch != call.epochs[0] or (joined and provided != call.epochs[0]):
+            return declined(python)  # Python looks which threads there are
     paired = g != python.none
     if paired and not congruent(python, g, size, x):
         return declined(python)
@@ -134,8 +165,9 @@ def elementwise(own, arguments, count):
     op.n, op.alpha = n, number(alpha)
     op.cols = op.ld = length(x, 1)
     op.rows = n // op.cols
-    call_kernel(op, as_run(call.run, op), 0, 0)
-    if n > call.shared:
+    if not joined or not join(call, python, record):
+        call_kernel(op, as_run(call.run, op), 0, 0)
+    if shared:
         note_end(call, python)
     return result
 

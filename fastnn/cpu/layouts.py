@@ -1,4 +1,5 @@
-"""How large products are done, kept for compiled code: `fastnn.cpu.direct` looks here before it declines one.
+"""How large products are done, kept for compiled code: `fastnn.cpu.direct` looks here before it declines one.  And what
+helpers need for these, and for functions that they join.
 
 Python cuts a product of a new shape (`fastnn.cpu.immediate`) and leaves the filled records here.  From then on products
 of these shapes and strides cost Python nothing: of the 150 us of 32 x 784 x 256 that was 20, with two threads 40.
@@ -27,14 +28,15 @@ def place(
 
 
 class Workshop:
-    """Scratch and helpers for the products that are kept, of which one can run at a time."""
+    """Scratch and helpers for the products that are kept, and helpers for functions: one can run at a time."""
 
     def __init__(self) -> None:
         self._scratch = [allocate(0, "float64")]
-        self._record = allocate(SLOT, "uint8")
+        self._record = allocate(2 * SLOT, "uint8")
         self.address = address(self._record)
         self._words = self._record.view(np.int64)
-        WORKSHOP.pack_into(memoryview(self._record), 0, {"epoch": EPOCH.buffer_info()[0]})
+        values = {"epoch": EPOCH.buffer_info()[0], "provided": -1, "job": self.address + SLOT}
+        WORKSHOP.pack_into(memoryview(self._record), 0, values)
 
     def provide(self, scratch: int, threads: int) -> None:
         """Have `scratch` bytes for each of that many threads, and the threads."""
@@ -44,6 +46,7 @@ class Workshop:
             self._set("team", address(helpers.words))
             self._set("leader", helpers.leader)
             self._set("together", loader.address("engine.together", "float32"))
+            self._set("provided", EPOCH[0])
         if self._scratch[-1].nbytes < scratch * threads:
             # A product that runs now may use the memory before, so it is kept; each is twice as large at least.
             size = max(scratch * threads, 2 * self._scratch[-1].nbytes)
@@ -51,6 +54,11 @@ class Workshop:
             self._set("size", 0)
             self._set("scratch", address(self._scratch[-1]))
             self._set("size", self._scratch[-1].nbytes)
+
+    @property
+    def provided(self) -> int:
+        """The setting of threads for which there are helpers."""
+        return int(self._words[WORKSHOP.offsets["provided"] // 8])
 
     @property
     def busy(self) -> bool:
