@@ -18,9 +18,9 @@ from fastnn.records import BATCH, FORWARD, GEMM, RUN, SLOT, Record
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t)
 TOGETHER = 1e7  # operations above which helpers are worth waking: 50 us of one core, in which they arrive
-# Operations, 10 us of one core, from which helpers join a call that closely follows another one, as in a step of a
-# network that is written by hand: they are awake still, or will be for the next one.  Adam over 200,000 parameters
-# takes 55 us then instead of 150, relu of 1 MiB 23 instead of 38.  (Woken for each call: 118, and 80 after a pause.)
+# Operations, some microseconds of one core, from which helpers join a call that closely follows another one, as in a
+# step of a network that is written by hand: they are awake still, or will be for the next one.  Adam over 200,000
+# parameters takes 55 us then instead of 140; 118 if they were woken for each call.
 SHARED = 1.6e6
 CLOSE = 100_000  # nanoseconds: less than helpers linger (fastnn.cpu.engine.LINGER)
 ENDED = allocate(8, "int64")  # thread and time of the end of the last such call; compiled code writes them, too
