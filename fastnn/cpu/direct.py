@@ -7,7 +7,7 @@ it returns None, with nothing done, and the caller goes the ordinary way.
 
 Python's lock is held meanwhile, which is why there are limits to the work, and why one set of records is enough for all
 threads.  Products beyond the limit are done here, too, once they have gone the ordinary way: how they are cut is kept
-(`fastnn.cpu.layouts`), and the lock is given up.
+(`fastnn.cpu.layouts`), and the lock is given up.  So it is for functions that helpers `join`.
 """
 
 from numba.types import float64 as FLOAT64
