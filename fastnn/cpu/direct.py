@@ -7,7 +7,7 @@ it returns None, with nothing done, and the caller goes the ordinary way.
 
 Python's lock is held meanwhile, which is why there are limits to the work, and why one set of records is enough for all
 threads.  Products beyond the limit are done here, too, once they have gone the ordinary way: how they are cut is kept
-(`fastnn.cpu.layouts`), and the lock is given up.  So it is for functions that helpers `join`.
+(`fastnn.cpu.layouts`), and the lock is given up.  So it is for functions that helpers join (`fastnn.cpu.following`).
 """
 
 from numba.types import float64 as FLOAT64
@@ -16,7 +16,7 @@ from fastnn.cpu import blocking, layouts
 from fastnn.cpu.batch import as_forward, as_gemm, as_run, products
 from fastnn.cpu.blocking import MR, PLAIN, SMALL, SMALL_ROW
 from fastnn.cpu.crowd import PLACES, TABLE, TAKEN
-from fastnn.cpu.immediate import CLOSE
+from fastnn.cpu.following import as_workshop, follows, join, note_end
 from fastnn.cpu.jit import device, entry
 from fastnn.cpu.objects import (
     ALIGNED,
@@ -44,13 +44,10 @@ from fastnn.cpu.simd import (
     exchange,
     integer,
     local_words,
-    offset,
     pointer_at,
     reference,
-    store_release,
 )
-from fastnn.cpu.ticks import now
-from fastnn.records import BATCH, CALL, LAYOUT, MAP, PRODUCT, SLOT, UPDATE, WORKSHOP
+from fastnn.records import BATCH, CALL, LAYOUT, MAP, PRODUCT, SLOT, UPDATE
 
 AXES = 8  # of a batch, at most: more are declined
 DIMS = AXES + 2
@@ -58,7 +55,7 @@ MOST_WORK = 1 << 60  # multiply-adds: what is more has no layout
 
 as_batch, as_call, as_map = reference(BATCH), reference(CALL), reference(MAP)
 as_product, as_update = reference(PRODUCT), reference(UPDATE)
-as_layout, as_workshop = reference(LAYOUT), reference(WORKSHOP)
+as_layout = reference(LAYOUT)
 place_of_layout, is_large = device(layouts.place), device(blocking.is_large)
 
 
@@ -73,44 +70,6 @@ def apart(a, b, size):
     low, high = extent(a, size)
     start, end = extent(b, size)
     return end <= low or high <= start
-
-
-# --- calls that follow each other (`fastnn.cpu.immediate.SHARED`) -------------------------------------------------
-
-
-@device
-def follows(call, python):
-    """Whether this call closely follows one of the same thread, so that helpers are likely to be awake."""
-    ended = call.ended
-    if call.helpers == 0 or ended[0] != call_function(python.ident, ()):
-        return False
-    return now(call, offset(ended, 2)) - ended[1] < CLOSE
-
-
-@device
-def note_end(call, python):
-    """Write down who ended a call that helpers may join, and when."""
-    ended = call.ended
-    ended[0], ended[1] = call_function(python.ident, ()), now(call, offset(ended, 2))
-
-
-@device
-def join(call, python, record):
-    """Run the kernel of a record with helpers, without the interpreter's lock; whether that was possible."""
-    shop = as_workshop(call.workshop, FLOAT64)
-    team = shop.team
-    if shop.busy or exchange(team, TAKEN, 1) != 0:
-        return False
-    shop.busy = 1
-    # A copy, since another thread may fill in the record meanwhile; word by word, or LLVM would call memcpy.
-    for i in range(SLOT // 8):
-        store_release(pointer_at(shop.job, team), i, word(record + 8 * i))
-    team[TABLE] = shop.job
-    state = call_function(python.release, ())
-    call_function(shop.together, (shop.leader, call.helpers))
-    call_function(python.acquire, (state,))
-    shop.busy = 0
-    return True
 
 
 # --- element-wise functions and functions of rows -----------------------------------------------------------------
