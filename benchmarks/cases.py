@@ -329,7 +329,7 @@ OPERATIONS = {
             answer,
             1e-6,
             frozenset({"32 x 256"}),
-            calls=2,  # in one process of ten PyTorch's first tanh was wrong by 5e-5 (2.13)
+            calls=2,  # in two processes of eight PyTorch's first tanh was wrong by 5e-5 (2.13)
         )
         for name, answer in {
             "relu": lambda x: np.maximum(x, 0).astype(np.float64),

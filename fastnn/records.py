@@ -248,7 +248,6 @@ PRODUCT = Record(  # a product of NumPy arrays of one dtype
     small="int",
     kc="int",  # the largest depth of a block
     layouts="int",  # address of a table of LAYOUT, for products that are too large for the interpreter's lock
-    workshop="int",  # address of what these need
 )
 LAYOUT = Record(  # how such a product is done; its records follow in the next two slots
     "layout",
@@ -299,7 +298,7 @@ CALL = Record(  # a builtin function over NumPy arrays
     ended="i64*",  # thread and time of the end of the last such call, and room for a look at the clock
     clock="int",
     clock_id="int",
-    workshop="int",  # address of what they need
+    workshop="int",  # address of what they need, and what products of a LAYOUT do
 )
 PYTHON = Record(  # addresses in Python and NumPy
     "python",

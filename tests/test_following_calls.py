@@ -46,7 +46,7 @@ def long_ago():
     immediate.ENDED[:2] = threading.get_ident(), -LONG
 
 
-SIZE = 150_000  # more than `calls.SHARED`, less than what helpers are woken for
+SIZE = 150_000  # more than `calls.SHARED_MAP`, less than what helpers are woken for
 MAPS = {
     "relu": fastnn.relu,
     "sigmoid": fastnn.sigmoid,
@@ -78,7 +78,7 @@ def test_the_same_bits_alone_and_joined(name, dtype, jobs):
     assert jobs() == 6
 
 
-@pytest.mark.parametrize(("name", "small"), [("relu", calls.SHARED), ("relu", 50_000), ("adam", 70_000)])
+@pytest.mark.parametrize(("name", "small"), [("relu", calls.SHARED_MAP), ("relu", 50_000), ("adam", 70_000)])
 def test_which_calls_are_joined(name, small, jobs):
     x = random(SIZE, seed=1)
     MAPS[name](x)  # whatever was before, `ENDED` says when this one ended

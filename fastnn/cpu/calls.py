@@ -42,7 +42,7 @@ SMALL = 1 << 16
 # Of element-wise functions and rows: 30 to 200 us.  The ordinary way costs 10 us where its own memory has left the
 # caches: sigmoid of 1 MiB takes 76 us instead of 64.
 SMALL_MAP = 1 << 18
-SHARED = 1 << 16  # of more, helpers take a part where they are likely to be awake (`immediate.SHARED`)
+SHARED_MAP = 1 << 16  # of more, helpers take a part where they are likely to be awake (`immediate.SHARED`)
 
 
 class Call:
@@ -54,7 +54,7 @@ class Call:
         self.records = allocate(12 * SLOT, "uint8")
         self.view = memoryview(self.records)
         self._rate = np.zeros(1)
-        self._fields = {"python": builtin.python(), "run": self.at(1), "most": most, "shared": SHARED}
+        self._fields = {"python": builtin.python(), "run": self.at(1), "most": most, "shared": SHARED_MAP}
         self._fields["clock"], self._fields["clock_id"] = clock.function()
         self._fields |= {"epochs": EPOCH.buffer_info()[0], "ended": address(immediate.ENDED)}
         self._fields["workshop"] = layouts.workshop().address
@@ -128,7 +128,7 @@ def _product(call: Call, slot: int, activation: tuple[str, float] | None, dtype:
     kernels["small"] = "small.fused" if activation else "small.plain"
     values = {field: loader.address(kernel, dtype) for field, kernel in kernels.items()}
     values |= {"batch": call.at(slot + 1), "dense": activation is not None, "kc": kc}
-    values |= {"layouts": _layouts(activation, dtype).address, "workshop": layouts.workshop().address}
+    values["layouts"] = _layouts(activation, dtype).address
     PRODUCT.pack_into(call.view, slot, values)
     values = {"pairs": call.at(slot + 2), "axes": call.at(slot + 4), "run": call.at(1), "scratch": address(scratch)}
     BATCH.pack_into(call.view, slot + 1, values)

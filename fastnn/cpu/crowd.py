@@ -4,8 +4,9 @@ A team (`fastnn.cpu.team`) meets at barriers, so all of it must have started bef
 barriers: its work is cut into a fixed number of shares, the caller starts at once, and helpers claim shares as they
 arrive.  The cut does not depend on the number of threads, so neither do the results.
 
-There is one crowd and it has one job at a time.  Whoever claims it (here, or in `fastnn.cpu.direct`, without Python)
-names the job and works at it in `fastnn.cpu.engine.together`, which wakes the helpers and gives the crowd back.
+There is one crowd and it has one job at a time.  Whoever claims it (here, or without Python in `fastnn.cpu.direct`
+and `fastnn.cpu.following`) names the job and works at it in `fastnn.cpu.engine.together`, which wakes the helpers and
+gives the crowd back.
 """
 
 import ctypes

@@ -215,8 +215,7 @@ def run_layout(call, python, layout, shop, a, b, c, bias):
         call_kernel(gemm, as_run(call.run, layout), 0, 0)
     call_function(python.acquire, (state,))
     shop.busy = 0
-    if layout.helpers > 0:
-        note_end(call, python)
+    note_end(call, python)
 
 
 @entry
@@ -322,7 +321,7 @@ def product(own, arguments, count):
         op.count *= span
 
     if work > call.most or (op.count == 1 and is_large(m, n, k, size)):
-        shop = as_workshop(own_product.workshop, FLOAT64)
+        shop = as_workshop(call.workshop, FLOAT64)
         layout, known = layout_for(
             own_product, m, n, k,
             a_row // size, a_col // size, b_row // size, b_col // size, c_row // size, c_col // size,

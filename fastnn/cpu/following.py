@@ -24,9 +24,10 @@ def follows(call, python):
 
 @device
 def note_end(call, python):
-    """Write down who ended a call that helpers may join, and when."""
-    ended = call.ended
-    ended[0], ended[1] = call_function(python.ident, ()), now(call, offset(ended, 2))
+    """Write down who ended a call that helpers may join, and when, if there are any."""
+    if call.helpers > 0:
+        ended = call.ended
+        ended[0], ended[1] = call_function(python.ident, ()), now(call, offset(ended, 2))
 
 
 @device
